@@ -1,0 +1,14 @@
+//! Frames become sessions.
+//!
+//! This crate is pure: bytes in, session updates out. It does no I/O, reads no clock and starts
+//! no thread; time arrives with each frame. That is why it can be tested, fuzzed and measured
+//! alone.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod frame;
+pub mod key;
+pub mod packet;
+pub mod record;
+pub mod sink;
+pub mod time;
