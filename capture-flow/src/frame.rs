@@ -11,6 +11,38 @@ impl LinkType {
     pub const NULL: Self = Self(0);
     /// Ethernet, the only link type of a live sensor.
     pub const ETHERNET: Self = Self(1);
+    /// PPP, with or without HDLC framing.
+    pub const PPP: Self = Self(9);
+    /// FDDI.
+    pub const FDDI: Self = Self(10);
+    /// Raw IP as BSD systems other than OpenBSD number it.
+    pub const RAW_BSD: Self = Self(12);
+    /// Raw IP as OpenBSD numbers it.
+    pub const RAW_OPENBSD: Self = Self(14);
+    /// PPP in HDLC-like framing.
+    pub const PPP_SERIAL: Self = Self(50);
+    /// PPPoE session frames without the Ethernet header.
+    pub const PPPOE: Self = Self(51);
+    /// Raw IP, version 4 or 6.
+    pub const RAW: Self = Self(101);
+    /// IEEE 802.11 without a radio header.
+    pub const IEEE802_11: Self = Self(105);
+    /// OpenBSD loopback: as NULL, but in network byte order.
+    pub const LOOP: Self = Self(108);
+    /// Linux cooked capture.
+    pub const LINUX_SLL: Self = Self(113);
+    /// IEEE 802.11 behind a radiotap header.
+    pub const IEEE802_11_RADIO: Self = Self(127);
+    /// PPP with a direction byte.
+    pub const PPP_WITH_DIR: Self = Self(204);
+    /// Raw IPv4.
+    pub const IPV4: Self = Self(228);
+    /// Raw IPv6.
+    pub const IPV6: Self = Self(229);
+    /// Linux netfilter log.
+    pub const NFLOG: Self = Self(239);
+    /// Linux cooked capture, version 2.
+    pub const LINUX_SLL2: Self = Self(276);
 }
 
 /// Index of a captured interface within one run; the engine knows its name.

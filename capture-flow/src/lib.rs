@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod decode;
 pub mod frame;
 pub mod key;
 pub mod packet;
 pub mod record;
 pub mod sink;
 pub mod time;
+mod tunnel;

@@ -41,8 +41,12 @@ pub struct Ip {
 pub enum Checksum {
     /// Verified and right, or not to be verified (policy, truncated, fragment, none sent).
     Accepted,
-    /// Verified and wrong.
+    /// Verified and wrong. Zeek keeps the session but counts nothing; TCP and UDP get the
+    /// history letter `C`, ICMP does not.
     Bad,
+    /// The transport header contradicts itself (a TCP data offset below 20 bytes or beyond the
+    /// segment). Zeek keeps the session but counts nothing and notes nothing in the history.
+    Malformed,
 }
 
 /// TCP flags in wire order.

@@ -1,0 +1,125 @@
+//! From a frame's first byte to the packets that sessions count.
+//!
+//! What yields a packet, and what a packet counts, follows Zeek (src/packet_analysis/protocol,
+//! src/IP.cc and src/Frag.cc of its sources), with one addition: where Zeek notes a "weird" and
+//! moves on, every frame is still accounted for. It is owned by exactly one packet, or it is held
+//! as a fragment and owned by the datagram's packet later, or it is undecodable for a named
+//! reason.
+//!
+//! A plain frame takes [`Decoder::fast`]: one pass, no callback. Everything else takes
+//! [`Decoder::decode`].
+
+mod bytes;
+mod checksum;
+mod fast;
+mod ip;
+mod link;
+pub(crate) mod transport;
+mod undecodable;
+mod walk;
+
+pub use undecodable::Undecodable;
+
+use crate::config::{Checksums, FlowConfig};
+use crate::frame::{Frame, IfaceId, PcapPosition};
+use crate::packet::{Link, Packet};
+use crate::time::Nanos;
+use std::net::IpAddr;
+
+/// A frame that came before the one being decoded: an earlier fragment of the same datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldFrame {
+    /// Arrival time.
+    pub ts: Nanos,
+    /// Length on the wire in bytes.
+    pub wire_len: u32,
+    /// Where it arrived.
+    pub iface: IfaceId,
+    /// Where it was recorded.
+    pub at: Option<PcapPosition>,
+    /// Whether its wire bytes still count to nothing: false for a fragment inside a tunnel whose
+    /// outer packet already counted the frame.
+    pub owns_frame: bool,
+}
+
+/// A datagram that will not be complete any more.
+#[derive(Clone, Copy, Debug)]
+pub struct IncompleteDatagram<'a> {
+    /// Link layer of its first frame.
+    pub link: Link,
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// Protocol number of the transport, as the first fragment seen has it.
+    pub protocol: u8,
+    /// Its frames in arrival order.
+    pub frames: &'a [HeldFrame],
+}
+
+/// What a session knows about the packet it just counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// The responder's port: tunnels over UDP are recognised by it.
+    pub responder_port: u16,
+    /// Whether [`PacketVisitor::refuse_tunnel`] was called for this session before.
+    pub tunnel_refused: bool,
+}
+
+/// Receives the packets of a frame, the outermost first.
+pub trait PacketVisitor {
+    /// A packet to count. `earlier` are the frames of the datagram's other fragments, which
+    /// belong to the same session.
+    fn packet(&mut self, packet: &Packet<'_>, earlier: &[HeldFrame]) -> Counted;
+
+    /// The packet counted last came on a tunnel's port without being one: Zeek tries no further
+    /// on that session.
+    fn refuse_tunnel(&mut self);
+
+    /// A datagram that was given up: its frames belong to no packet.
+    fn incomplete(&mut self, datagram: &IncompleteDatagram<'_>);
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    /// The visitor got its packet.
+    Counted,
+    /// It is a fragment; the visitor gets the datagram when it is complete or given up.
+    Held,
+}
+
+/// Decodes the frames of one worker.
+#[derive(Debug)]
+pub struct Decoder {
+    verify: bool,
+}
+
+impl Decoder {
+    /// A decoder with no fragments held.
+    #[must_use]
+    pub fn new(config: &FlowConfig) -> Self {
+        Self { verify: config.checksums == Checksums::Verify }
+    }
+
+    /// Decodes a plain frame: Ethernet with at most two VLAN tags, IPv4 without fragmentation or
+    /// IPv6 without extension headers, TCP, UDP or ICMP, no tunnel. `None` says that the frame
+    /// needs [`Self::decode`], not that anything is wrong with it.
+    #[inline]
+    #[must_use]
+    pub fn fast<'a>(&self, frame: &Frame<'a>) -> Option<Packet<'a>> {
+        fast::decode(frame, self.verify)
+    }
+
+    /// Decodes any frame.
+    ///
+    /// # Errors
+    /// The reason why the frame yields no packet at all; the visitor has not been called then.
+    pub fn decode(
+        &mut self,
+        frame: &Frame<'_>,
+        visitor: &mut impl PacketVisitor,
+    ) -> Result<Decoded, Undecodable> {
+        walk::Walk::new(frame, self.verify, visitor).run(frame)
+    }
+}
