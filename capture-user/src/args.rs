@@ -1,0 +1,299 @@
+//! The command line, as typed: what is valid and what it means is decided in [`crate::config`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use capture_flow::config::{Checksums, Network, ServerPort};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::defaults;
+use crate::units;
+
+/// Stillwire's sensor: records every frame and every session, and accounts for each.
+#[derive(Debug, Parser)]
+#[command(name = "stillwired", version, about, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage. \
+    Ask the store with `stillwire sessions`, `stillwire packets`, `stillwire coverage`.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `stillwired` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Record what arrives on network interfaces
+    Capture(Box<CaptureArgs>),
+    /// Put capture files through the same engine, without privileges
+    Replay(Box<ReplayArgs>),
+    /// Look at this machine with a sensor's eyes, and say what to change
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page (of a subcommand, if one is named)
+    Man {
+        /// The subcommand
+        subcommand: Option<String>,
+    },
+}
+
+/// How frames reach user space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Native if the driver can, else generic
+    #[default]
+    Auto,
+    /// In the driver, before the kernel's network stack
+    Native,
+    /// In the kernel's generic XDP hook: works everywhere, slower
+    Generic,
+}
+
+/// What to do about transport checksums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ChecksumArg {
+    /// Count every frame: offloads make captured checksums wrong
+    #[default]
+    Ignore,
+    /// As Zeek by default: a bad one creates a session but counts for nothing
+    Verify,
+}
+
+impl From<ChecksumArg> for Checksums {
+    fn from(arg: ChecksumArg) -> Self {
+        match arg {
+            ChecksumArg::Ignore => Self::Ignore,
+            ChecksumArg::Verify => Self::Verify,
+        }
+    }
+}
+
+/// `stillwired capture`
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  Record a mirror port, with at most 200 GiB of packets:
+    stillwired capture --iface eth1 --store /var/lib/stillwire --packet-budget 200GiB
+
+  Both directions of a tap, one port each, for ten minutes:
+    stillwired capture --iface tap0 --iface tap1 --store /srv/wire --duration 10min
+
+  Look first whether the machine is fit:
+    stillwired doctor --iface eth1
+
+Stopping: SIGINT or SIGTERM ends cleanly. XDP is detached first, the frames that had already
+arrived are recorded, then everything is sealed. A second signal is noted and changes nothing:
+hurrying would lose what has been received. SIGKILL loses nothing that was committed; the next
+start recovers it and writes the gap into the ledger.")]
+pub struct CaptureArgs {
+    /// Interface to record; repeat it or separate names by commas
+    #[arg(short, long = "iface", value_name = "IF", required = true, value_delimiter = ',')]
+    pub interfaces: Vec<String>,
+
+    /// The store and what goes into it
+    #[command(flatten)]
+    pub store: StoreArgs,
+
+    /// Stop after this time
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub duration: Option<Duration>,
+
+    /// Stop once this many frames have been received; frames that arrive until the stop takes
+    /// effect are kept as well
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// Cores for the workers, such as 2,3 or 4-7; by default the allowed ones in order
+    #[arg(long, value_name = "LIST", value_parser = defaults::parse_cores, help_heading = "Receiving")]
+    pub cores: Option<CoreList>,
+
+    /// How frames are taken from the interface
+    #[arg(long, value_enum, default_value_t, help_heading = "Receiving")]
+    pub mode: Mode,
+
+    /// Slots in each receive ring, a power of two; the fill ring is as large
+    #[arg(long, value_name = "N", default_value_t = 8192, help_heading = "Receiving")]
+    pub ring_size: u32,
+
+    /// Bytes of one receive buffer: 2048 or 4096; larger frames span several
+    #[arg(long, value_name = "BYTES", default_value = "2048", value_parser = units::parse_bytes, help_heading = "Receiving")]
+    pub frame_size: u64,
+
+    /// Take the interface even if this machine's own traffic goes through it; XDP then takes
+    /// that traffic away from the machine
+    #[arg(long, help_heading = "Receiving")]
+    pub allow_host_interface: bool,
+
+    /// Session rules
+    #[command(flatten)]
+    pub sessions: SessionArgs,
+}
+
+/// `stillwired replay`
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  stillwired replay --store /tmp/wire incident.pcap
+  zcat day1.pcap.gz | stillwired replay --store /tmp/wire - day2.pcapng
+
+pcap (micro- and nanoseconds, either byte order) and pcapng are read, gzip-compressed or not.
+Time is the packets' time. A file that is cut off is used up to the cut; the exit code is then 1.")]
+pub struct ReplayArgs {
+    /// Capture files, in the order in which to replay them; - is standard input
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+
+    /// The store and what goes into it
+    #[command(flatten)]
+    pub store: StoreArgs,
+
+    /// Stop after this many frames
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// Session rules
+    #[command(flatten)]
+    pub sessions: SessionArgs,
+}
+
+/// Cores given on the command line (a type of its own, so that clap takes the list as one value).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoreList(pub Vec<usize>);
+
+/// Networks given on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkList(pub Vec<Network>);
+
+/// Server ports given on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortList(pub Vec<ServerPort>);
+
+/// What both `capture` and `replay` take about the store.
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    /// Directory of the store; made if it does not exist
+    #[arg(short, long, value_name = "DIR", env = "STILLWIRE_STORE")]
+    pub store: PathBuf,
+
+    /// Name of this sensor in the store; by default the host's name
+    #[arg(long, value_name = "NAME", help_heading = "Store")]
+    pub sensor: Option<String>,
+
+    /// Bytes that packets may take on disk, such as 200GiB; the oldest go first. By default
+    /// 70 % of what the filesystem can give
+    #[arg(long, value_name = "BYTES", value_parser = units::parse_bytes, help_heading = "Store")]
+    pub packet_budget: Option<u64>,
+
+    /// Bytes that the session log may take on disk. By default 20 % of what the filesystem can
+    /// give
+    #[arg(long, value_name = "BYTES", value_parser = units::parse_bytes, help_heading = "Store")]
+    pub session_budget: Option<u64>,
+
+    /// Bytes of one packet segment, 1MiB to 2GiB; by default 256MiB, less where the budget is
+    /// small
+    #[arg(long, value_name = "BYTES", value_parser = units::parse_bytes, help_heading = "Store")]
+    pub segment_size: Option<u64>,
+
+    /// Record at most this many bytes of each frame; by default frames are recorded whole
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(14..=262_144), help_heading = "Store")]
+    pub snaplen: Option<u32>,
+
+    /// Time that one line of the ledger spans
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = units::parse_duration, help_heading = "Store")]
+    pub ledger_interval: Duration,
+
+    /// No status line and no summary; warnings still appear
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// How frames become sessions.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sessions")]
+pub struct SessionArgs {
+    /// Silence that ends an established TCP session
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub tcp_timeout: Option<Duration>,
+
+    /// How long an unanswered SYN is waited for
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub tcp_attempt_timeout: Option<Duration>,
+
+    /// How long a TCP session that both sides closed is kept
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub tcp_close_timeout: Option<Duration>,
+
+    /// How long a TCP session that one side closed is kept
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub tcp_partial_close_timeout: Option<Duration>,
+
+    /// How long a TCP session is kept after a reset
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub tcp_reset_timeout: Option<Duration>,
+
+    /// Silence that ends a UDP session
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub udp_timeout: Option<Duration>,
+
+    /// Silence that ends an ICMP session
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub icmp_timeout: Option<Duration>,
+
+    /// Silence that ends any other session
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub other_timeout: Option<Duration>,
+
+    /// How long an incomplete IP datagram is kept
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub fragment_timeout: Option<Duration>,
+
+    /// How often a session that goes on gets a row
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = units::parse_duration)]
+    pub interim: Duration,
+
+    /// Transport checksums
+    #[arg(long, value_enum, default_value_t)]
+    pub checksums: ChecksumArg,
+
+    /// Ports taken for the server's where a session's start was not seen, such as
+    /// 22/tcp,53/udp; `none` for no such guess. By default Zeek's 73
+    #[arg(long, value_name = "LIST", value_parser = defaults::parse_server_ports)]
+    pub likely_server_ports: Option<PortList>,
+
+    /// Networks that are ours, such as 192.0.2.0/24,2001:db8::/32; `none` for none. By default
+    /// the special-purpose ranges that are not routed on the Internet
+    #[arg(long, value_name = "LIST", value_parser = defaults::parse_networks)]
+    pub local_nets: Option<NetworkList>,
+
+    /// Keep sessions with equal addresses apart where their VLAN tags differ
+    #[arg(long)]
+    pub vlan_in_key: bool,
+
+    /// Seed of the Community ID
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub community_id_seed: u16,
+
+    /// Memory for one worker's sessions; it fixes how many are held at once
+    #[arg(long, value_name = "BYTES", default_value = "512MiB", value_parser = units::parse_bytes)]
+    pub table_memory: u64,
+
+    /// Memory for one worker's incomplete IP datagrams
+    #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = units::parse_bytes)]
+    pub fragment_memory: u64,
+}
+
+/// `stillwired doctor`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Interface to look at; repeat it or separate names by commas. By default every one
+    #[arg(short, long = "iface", value_name = "IF", value_delimiter = ',')]
+    pub interfaces: Vec<String>,
+
+    /// Store to look at
+    #[arg(short, long, value_name = "DIR", env = "STILLWIRE_STORE")]
+    pub store: Option<PathBuf>,
+}
