@@ -100,7 +100,8 @@ pub fn parse_networks(text: &str) -> Result<NetworkList, String> {
 }
 
 fn parse_network(text: &str) -> Result<Network, String> {
-    let wrong = || format!("'{text}' is no network; write for example 192.0.2.0/24 or 2001:db8::/32");
+    let wrong =
+        || format!("'{text}' is no network; write for example 192.0.2.0/24 or 2001:db8::/32");
     let (addr, prefix_len) = match text.split_once('/') {
         Some((addr, len)) => (addr, Some(len.trim().parse::<u8>().map_err(|_| wrong())?)),
         None => (text, None),

@@ -35,10 +35,7 @@ pub enum UnitError {
 }
 
 /// Splits `12.5GiB` into the number's digits, its decimals and the unit.
-fn split<'t>(
-    text: &'t str,
-    example: &'static str,
-) -> Result<(u64, &'t str, &'t str), UnitError> {
+fn split<'t>(text: &'t str, example: &'static str) -> Result<(u64, &'t str, &'t str), UnitError> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
@@ -47,19 +44,19 @@ fn split<'t>(
     if whole.is_empty() || decimals.contains('.') {
         return Err(no_number());
     }
-    let whole =
-        whole.parse::<u64>().map_err(|_| UnitError::TooLarge { text: text.to_owned() })?;
+    let whole = whole.parse::<u64>().map_err(|_| UnitError::TooLarge { text: text.to_owned() })?;
     Ok((whole, decimals, unit.trim()))
 }
 
 /// `whole.decimals` times `scale`, rounded down.
 fn scaled(whole: u64, decimals: &str, scale: u64) -> Option<u64> {
-    let mut value = u128::from(whole).checked_mul(u128::from(scale))?;
-    let mut place = u128::from(scale);
-    for digit in decimals.bytes() {
-        place /= 10;
-        value = value.checked_add(u128::from(digit.wrapping_sub(b'0')).checked_mul(place)?)?;
-    }
+    // More decimals than this change no unit there is.
+    let decimals = decimals.get(..18).unwrap_or(decimals);
+    let places = u32::try_from(decimals.len()).ok()?;
+    let fraction = if decimals.is_empty() { 0 } else { decimals.parse::<u64>().ok()? };
+    let scale = u128::from(scale);
+    let fraction = u128::from(fraction).checked_mul(scale)? / 10u128.checked_pow(places)?;
+    let value = u128::from(whole).checked_mul(scale)?.checked_add(fraction)?;
     u64::try_from(value).ok()
 }
 

@@ -3,6 +3,9 @@
 //! A [`Source`] is one stream of frames: one receive queue of one interface, or one capture
 //! file. A worker owns the sources of its core and asks each for what is there.
 
+pub mod file;
+mod pcapng;
+
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
