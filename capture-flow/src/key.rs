@@ -81,6 +81,65 @@ impl SessionKey {
     }
 }
 
+/// The ICMP type that answers `icmp_type`, for the types that have one; Zeek puts it in the
+/// responder's port and takes both for one session (src/packet_analysis/protocol/icmp).
+#[must_use]
+pub const fn icmp_counterpart(protocol: Protocol, icmp_type: u8) -> Option<u8> {
+    match protocol {
+        Protocol::ICMP => Some(match icmp_type {
+            // Echo, timestamp, information, address mask, router advertisement.
+            8 => 0,
+            0 => 8,
+            13 => 14,
+            14 => 13,
+            15 => 16,
+            16 => 15,
+            17 => 18,
+            18 => 17,
+            9 => 10,
+            10 => 9,
+            _ => return None,
+        }),
+        Protocol::ICMP6 => Some(match icmp_type {
+            // Echo, multicast listener, router, neighbour, node information, home agent.
+            128 => 129,
+            129 => 128,
+            130 => 131,
+            131 => 130,
+            133 => 134,
+            134 => 133,
+            135 => 136,
+            136 => 135,
+            139 => 140,
+            140 => 139,
+            144 => 145,
+            145 => 144,
+            _ => return None,
+        }),
+        _ => None,
+    }
+}
+
+/// Marks a responder's port in a key as an ICMP code: types and codes are bytes, so a session
+/// whose port is a code never meets one whose port is the answering type.
+const ICMP_CODE_MARK: u16 = 0x100;
+
+impl SessionKey {
+    /// The key of a session as a row shows it: originator, responder, protocol.
+    #[must_use]
+    pub fn of_ends(
+        orig: (Address, u16),
+        resp: (Address, u16),
+        protocol: Protocol,
+        vlans: (u16, u16),
+    ) -> Self {
+        let one_way = matches!(protocol, Protocol::ICMP | Protocol::ICMP6)
+            && icmp_counterpart(protocol, orig.1.min(255) as u8).is_none();
+        let resp = if one_way { (resp.0, resp.1 | ICMP_CODE_MARK) } else { resp };
+        Self::new(orig, resp, protocol, vlans)
+    }
+}
+
 /// A keyed 64-bit hash of a [`SessionKey`].
 ///
 /// Segment indexes find a session's frames under it, so the function is part of the disk format:
@@ -88,3 +147,210 @@ impl SessionKey {
 /// aiming collisions at the table or at the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowHash(pub u64);
+
+/// Computes [`FlowHash`]es under one seed.
+///
+/// The key is laid out as 64-bit words; pairs of words, each mixed with a word of key material,
+/// are multiplied to 128 bits and folded by exclusive or. The material comes from the seed by
+/// the SplitMix64 sequence. Two multiplications for IPv4, four for IPv6.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowHasher {
+    material: [u64; 6],
+}
+
+/// High and low half of the 128-bit product, folded into one word.
+#[inline]
+const fn fold(a: u64, b: u64) -> u64 {
+    let product = (a as u128) * (b as u128);
+    (product as u64) ^ ((product >> 64) as u64)
+}
+
+impl FlowHasher {
+    /// A hasher for the store with this seed.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        let mut material = [0; 6];
+        let mut state = seed;
+        let mut i = 0;
+        while i < material.len() {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut word = state;
+            word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            material[i] = word ^ (word >> 31);
+            i += 1;
+        }
+        Self { material }
+    }
+
+    /// The hash of a key.
+    #[inline]
+    #[must_use]
+    pub fn hash(&self, key: &SessionKey) -> FlowHash {
+        self.hash_packed(&PackedKey::from(key))
+    }
+
+    #[inline]
+    pub(crate) fn hash_packed(&self, key: &PackedKey) -> FlowHash {
+        let [m0, m1, m2, m3, m4, m5] = self.material;
+        let [a, b, c, d] = key.addrs;
+        let ends = if key.is_short() { a } else { fold(a ^ m2, b ^ m3) ^ fold(c ^ m4, d ^ m5) };
+        let mixed = fold(ends ^ m0, key.ports ^ m1);
+        FlowHash(fold(mixed ^ m1, key.vlans ^ m0))
+    }
+}
+
+/// The hash of one key; [`FlowHasher`] for many.
+#[must_use]
+pub fn flow_hash(key: &SessionKey, seed: u64) -> FlowHash {
+    FlowHasher::new(seed).hash(key)
+}
+
+/// What kind of addresses a packed key holds.
+const FAMILY_V4: u64 = 4;
+const FAMILY_V6: u64 = 6;
+const FAMILY_MAC: u64 = 1;
+/// Ends of different kinds: no frame makes such a key, but the type allows it.
+const FAMILY_MIXED: u64 = 15;
+
+/// A [`SessionKey`] as plain words, for comparing and hashing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PackedKey {
+    /// IPv4: both addresses in the first word. Otherwise low end in two words, high end in two.
+    addrs: [u64; 4],
+    /// Low port, high port, protocol (bit 16 set for an EtherType), family.
+    ports: u64,
+    vlans: u64,
+}
+
+impl PackedKey {
+    #[inline]
+    const fn is_short(&self) -> bool {
+        self.ports & 0xf == FAMILY_V4
+    }
+
+    /// The key of two ends in any order.
+    #[inline]
+    pub(crate) fn of(a: (IpAddr, u16), b: (IpAddr, u16), ip_proto: u8, vlans: (u16, u16)) -> Self {
+        match (a.0, b.0) {
+            (IpAddr::V4(x), IpAddr::V4(y)) => {
+                let (x, y) = ((u32::from(x), a.1), (u32::from(y), b.1));
+                let (low, high) = if x <= y { (x, y) } else { (y, x) };
+                Self {
+                    addrs: [u64::from(low.0) << 32 | u64::from(high.0), 0, 0, 0],
+                    ports: ports(low.1, high.1, u32::from(ip_proto), FAMILY_V4),
+                    vlans: pack_vlans(vlans),
+                }
+            }
+            _ => {
+                let ends = ((Address::Ip(a.0), a.1), (Address::Ip(b.0), b.1));
+                Self::from(&SessionKey::new(ends.0, ends.1, Protocol::Ip(ip_proto), vlans))
+            }
+        }
+    }
+}
+
+#[inline]
+const fn ports(low: u16, high: u16, protocol: u32, family: u64) -> u64 {
+    (low as u64) << 48 | (high as u64) << 32 | (protocol as u64) << 8 | family
+}
+
+#[inline]
+const fn pack_vlans(vlans: (u16, u16)) -> u64 {
+    (vlans.0 as u64) << 16 | vlans.1 as u64
+}
+
+fn words(address: Address) -> (u64, [u64; 2]) {
+    match address {
+        Address::Ip(IpAddr::V4(v4)) => (FAMILY_V4, [0, u64::from(u32::from(v4))]),
+        Address::Ip(IpAddr::V6(v6)) => {
+            let bits = u128::from(v6);
+            (FAMILY_V6, [(bits >> 64) as u64, bits as u64])
+        }
+        Address::Mac(MacAddr([a, b, c, d, e, f])) => {
+            (FAMILY_MAC, [0, u64::from_be_bytes([0, 0, a, b, c, d, e, f])])
+        }
+    }
+}
+
+impl From<&SessionKey> for PackedKey {
+    #[inline]
+    fn from(key: &SessionKey) -> Self {
+        let protocol = match key.protocol {
+            Protocol::Ip(number) => u32::from(number),
+            Protocol::Ether(ether_type) => 0x1_0000 | u32::from(ether_type),
+        };
+        let (low_family, [a, b]) = words(key.low.0);
+        let (high_family, [c, d]) = words(key.high.0);
+        let family = if low_family == high_family { low_family } else { FAMILY_MIXED };
+        let addrs = if family == FAMILY_V4 { [b << 32 | d, 0, 0, 0] } else { [a, b, c, d] };
+        Self {
+            addrs,
+            ports: ports(key.low.1, key.high.1, protocol, family),
+            vlans: pack_vlans(key.vlans),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(addr: &str, port: u16) -> (Address, u16) {
+        (Address::Ip(addr.parse().unwrap()), port)
+    }
+
+    /// Stores written under one version of this function are read under the next: these values
+    /// never change.
+    #[test]
+    fn hashes_are_part_of_the_disk_format() {
+        let mac = |last| (Address::Mac(MacAddr([2, 0, 0, 0, 0, last])), 0);
+        let keys = [
+            SessionKey::new(end("10.0.0.1", 40000), end("10.0.0.2", 22), Protocol::TCP, (0, 0)),
+            SessionKey::new(end("10.0.0.1", 40000), end("10.0.0.2", 22), Protocol::TCP, (7, 9)),
+            SessionKey::new(end("2001:db8::1", 53), end("fe80::2", 5353), Protocol::UDP, (0, 0)),
+            SessionKey::of_ends(end("10.0.0.1", 3), end("10.0.0.2", 1), Protocol::ICMP, (0, 0)),
+            SessionKey::new(mac(1), mac(2), Protocol::Ether(0x0806), (0, 0)),
+        ];
+        let hashes = keys.map(|key| flow_hash(&key, 0x0123_4567_89ab_cdef).0);
+        assert_eq!(
+            hashes,
+            [
+                0xa246_2a0f_485b_9eb3,
+                0x4100_6f4e_23e3_61c8,
+                0x8cb2_c808_8aea_542c,
+                0xa416_87ac_eeb3_f627,
+                0xe8e7_56d3_daad_80e5,
+            ]
+        );
+    }
+
+    #[test]
+    fn both_directions_have_one_key() {
+        let (a, b) = (end("10.0.0.1", 40000), end("10.0.0.2", 22));
+        assert_eq!(
+            SessionKey::new(a, b, Protocol::TCP, (0, 0)),
+            SessionKey::new(b, a, Protocol::TCP, (0, 0))
+        );
+        let ips = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let packed = PackedKey::from(&SessionKey::new(a, b, Protocol::TCP, (1, 2)));
+        assert_eq!(packed, PackedKey::of((ips.0, 40000), (ips.1, 22), 6, (1, 2)));
+        assert_eq!(packed, PackedKey::of((ips.1, 22), (ips.0, 40000), 6, (1, 2)));
+    }
+
+    #[test]
+    fn a_code_is_not_a_counterpart() {
+        // Destination unreachable (1) with code 3 one way, time exceeded (3) with code 1 the
+        // other way: two sessions.
+        let (a, b) = ("fe80::1", "fe80::2");
+        assert_ne!(
+            SessionKey::of_ends(end(a, 1), end(b, 3), Protocol::ICMP6, (0, 0)),
+            SessionKey::of_ends(end(b, 3), end(a, 1), Protocol::ICMP6, (0, 0))
+        );
+        // Echo and its reply: one.
+        assert_eq!(
+            SessionKey::of_ends(end(a, 128), end(b, 129), Protocol::ICMP6, (0, 0)),
+            SessionKey::of_ends(end(b, 129), end(a, 128), Protocol::ICMP6, (0, 0))
+        );
+    }
+}

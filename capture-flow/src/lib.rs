@@ -8,9 +8,12 @@
 pub mod config;
 pub mod decode;
 pub mod frame;
+pub mod join;
 pub mod key;
 pub mod packet;
 pub mod record;
 pub mod sink;
+pub mod stats;
+pub mod table;
 pub mod time;
 mod tunnel;

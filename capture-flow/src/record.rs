@@ -5,7 +5,7 @@
 use std::fmt;
 
 use crate::frame::{IfaceId, PcapPosition};
-use crate::key::{Address, MacAddr, Protocol};
+use crate::key::{Address, MacAddr, Protocol, SessionKey};
 use crate::time::{Nanos, NanosDelta};
 
 /// A session's identity: prints as `C` and base62 digits, unique across restarts and sensors.
@@ -339,4 +339,20 @@ pub struct SessionRecord {
     /// When the engine let go of this row (the engine's clock: wall time when live, packet time
     /// in a replay).
     pub flushed_at: Nanos,
+}
+
+impl SessionRecord {
+    /// The key under which segment indexes know the session's frames. `vlan_in_key` says whether
+    /// the sensor was told that VLAN tags separate networks.
+    #[must_use]
+    pub fn key(&self, vlan_in_key: bool) -> SessionKey {
+        let vlans = if vlan_in_key {
+            (self.vlan.unwrap_or(0), self.inner_vlan.unwrap_or(0))
+        } else {
+            (0, 0)
+        };
+        let orig = (self.orig.addr, self.orig.port);
+        let resp = (self.resp.addr, self.resp.port);
+        SessionKey::of_ends(orig, resp, self.protocol, vlans)
+    }
 }

@@ -25,4 +25,6 @@ pub trait Sink {
 pub struct SessionUpdate {
     /// The row as this worker sees the session.
     pub record: SessionRecord,
+    /// The hash of the session's key, under which halves seen by two workers find each other.
+    pub flow: FlowHash,
 }
