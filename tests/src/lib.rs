@@ -20,7 +20,12 @@
 //! All of it needs root. Without it the tests fail, they do not skip.
 
 pub mod netns;
+pub mod outside;
+pub mod process;
+pub mod sensor;
+pub mod traffic;
 pub mod wire;
 
 pub use netns::Namespace;
+pub use process::Program;
 pub use wire::{Wire, WireSpec};

@@ -11,11 +11,12 @@ use crate::netns::Namespace;
 pub struct WireSpec {
     queues: u32,
     mtu: u32,
+    by_flow: bool,
 }
 
 impl Default for WireSpec {
     fn default() -> Self {
-        Self { queues: 1, mtu: 1500 }
+        Self { queues: 1, mtu: 1500, by_flow: false }
     }
 }
 
@@ -32,6 +33,15 @@ impl WireSpec {
     #[must_use]
     pub fn mtu(mut self, bytes: u32) -> Self {
         self.mtu = bytes;
+        self
+    }
+
+    /// Spreads frames over the queues by the hash of their flow, as RSS does, whatever CPU sends
+    /// them: each CPU may use every queue, and the kernel then picks by hash (`get_xps_queue` in
+    /// net/core/dev.c).
+    #[must_use]
+    pub fn spread_by_flow(mut self) -> Self {
+        self.by_flow = true;
         self
     }
 
@@ -59,8 +69,33 @@ impl WireSpec {
                 .run("ip", &["link", "set", interface, "mtu", &mtu, "arp", "off", "up"])
                 .with_context(|| format!("bringing {interface} up"))?;
         }
+        if self.by_flow {
+            spread(&sender, self.queues)?;
+        }
         Ok(Wire { sender, sensor })
     }
+}
+
+/// Lets every CPU use every transmit queue.
+fn spread(sender: &Namespace, queues: u32) -> Result<()> {
+    let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
+    let last = possible.trim().rsplit(['-', ',']).next().unwrap_or_default();
+    let cpus: u32 = last.parse::<u32>().context("the list of CPUs")? + 1;
+    // The kernel takes 32-bit groups of hexadecimal digits, the highest first, and no bit beyond
+    // the last CPU.
+    let groups: Vec<String> = (0..cpus.div_ceil(32))
+        .rev()
+        .map(|group| {
+            let bits = (cpus - group * 32).min(32);
+            format!("{:08x}", u32::MAX >> (32 - bits))
+        })
+        .collect();
+    for queue in 0..queues {
+        let path = format!("/sys/class/net/{}/queues/tx-{queue}/xps_cpus", Wire::SENDER);
+        let script = format!("echo {} > {path}", groups.join(","));
+        sender.run("sh", &["-c", &script]).context("opening the queues to every CPU")?;
+    }
+    Ok(())
 }
 
 /// Keeps an interface from speaking by itself, and frames from being merged, split or stripped of
