@@ -1,1 +1,26 @@
-//! capture-store
+//! What is on disk, and how it is written, recovered and read.
+//!
+//! A store is a directory of plain files (the layout is in [`layout`]): pcap segments with their
+//! indexes, the session log as Arrow and Parquet, the ledger as NDJSON. Everything is published
+//! by a rename or by advancing a committed length, so a reader never sees half a record and
+//! needs no lock.
+//!
+//! Nothing here knows of threads or sockets. What may block (preparing and sealing) is separate
+//! from what a worker calls for each frame ([`segment::ActiveSegment`]).
+
+pub mod drops;
+pub mod index;
+pub mod journal;
+pub mod layout;
+pub mod ledger;
+mod mapped;
+pub mod pcap;
+pub mod recover;
+pub mod retention;
+pub mod segment;
+pub mod sessions;
+pub mod store;
+pub mod time;
+
+pub use drops::{DropReason, RowLossReason};
+pub use store::{Identity, OpenError, OwnedStore, RunId, Store};

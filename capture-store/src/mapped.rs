@@ -1,0 +1,124 @@
+//! Files written through memory: the only unsafe code of this crate.
+//!
+//! A store to a mapped page that has no disk block behind it kills the process with SIGBUS on a
+//! full disk. So every block is allocated (`fallocate`) and every page made present and writable
+//! (`MADV_POPULATE_WRITE`) before the first store; what goes wrong then is an error.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+
+use memmap2::{Advice, MmapMut, MmapOptions};
+use rustix::fs::{FallocateFlags, fallocate, fstatfs};
+
+use crate::layout;
+
+/// A page, for filesystems whose kernel cannot populate in one call.
+const PAGE: usize = 4096;
+
+/// What stands in the way of a mapped file.
+#[derive(Debug)]
+pub(crate) enum MapError {
+    /// The filesystem copies on write: space that was allocated can still run out at a store.
+    CopyOnWrite(&'static str),
+    /// The kernel's answer.
+    Io(io::Error),
+}
+
+impl From<io::Error> for MapError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// A new file of fixed size, allocated, mapped and present in memory.
+#[derive(Debug)]
+pub(crate) struct MappedFile {
+    map: MmapMut,
+    file: File,
+}
+
+impl MappedFile {
+    /// Creates the file with `bytes` zero bytes; on any error it is removed again. Blocks for as
+    /// long as the kernel needs to zero the pages.
+    pub(crate) fn create(path: &Path, bytes: usize) -> Result<Self, MapError> {
+        let file = layout::create_new(path)?;
+        Self::fill(file, bytes).inspect_err(|_| {
+            // The caller learns of the first error.
+            let _ = layout::remove_if_there(path);
+        })
+    }
+
+    fn fill(file: File, bytes: usize) -> Result<Self, MapError> {
+        if let Some(name) = copy_on_write(&file)? {
+            return Err(MapError::CopyOnWrite(name));
+        }
+        fallocate(&file, FallocateFlags::empty(), 0, bytes as u64).map_err(io::Error::from)?;
+        // SAFETY: the file was created by this process with `create_new` in the store's
+        // directory, which only the holder of the store's lock changes; nobody truncates it while
+        // it is mapped (sealing drops the map first). Readers use read(2), never a map, and look
+        // only at bytes below the committed length.
+        let map = unsafe { MmapOptions::new().len(bytes).map_mut(&file) }?;
+        let mut mapped = Self { map, file };
+        match mapped.map.advise(Advice::PopulateWrite) {
+            Ok(()) => {}
+            // Kernels before 5.14: touch each page. The blocks are allocated, so this cannot
+            // fail for lack of space.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                for page in mapped.map.chunks_mut(PAGE) {
+                    page[0] = 0;
+                }
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
+                return Err(MapError::Io(io::Error::from_raw_os_error(libc::ENOSPC)));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(mapped)
+    }
+
+    /// All bytes.
+    #[inline]
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.map
+    }
+
+    /// All bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// All bytes as 64-bit words in the machine's byte order.
+    #[inline]
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        let words = self.map.len() / size_of::<AtomicU64>();
+        // SAFETY: a map begins at a page, so it is aligned for u64; `words` words lie within it;
+        // it stays mapped for as long as `self` is borrowed. The result borrows `self`, and
+        // `bytes_mut` needs `&mut self`, so no plain reference to the same bytes is alive that
+        // could be written through.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast::<AtomicU64>(), words) }
+    }
+
+    /// Unmaps and gives the file back.
+    pub(crate) fn into_file(self) -> File {
+        self.file
+    }
+}
+
+/// The name of the filesystem under `file` if allocated space can run out there all the same.
+fn copy_on_write(file: &File) -> io::Result<Option<&'static str>> {
+    const BTRFS: i64 = 0x9123_683e;
+    const ZFS: i64 = 0x2fc1_2fc1;
+    const BCACHEFS: i64 = 0xca45_1a4e;
+    const NFS: i64 = 0x6969;
+    const NILFS: i64 = 0x3434;
+    Ok(match fstatfs(file).map_err(io::Error::from)?.f_type as i64 & 0xffff_ffff {
+        BTRFS => Some("btrfs"),
+        ZFS => Some("zfs"),
+        BCACHEFS => Some("bcachefs"),
+        NFS => Some("nfs"),
+        NILFS => Some("nilfs2"),
+        _ => None,
+    })
+}

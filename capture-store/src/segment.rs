@@ -1,0 +1,487 @@
+//! A packet segment's life: prepared by a helper, filled by a worker, sealed by a helper.
+//!
+//! ```text
+//! prepare ──▶ PreparedSegment ──activate──▶ ActiveSegment ──finish──▶ FilledSegment ──seal──▶ SealedSegment
+//! (helper: allocate, map, populate)   (worker: copies only)     (helper: truncate, index, hash)
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{Ordering, compiler_fence};
+
+use capture_flow::frame::{LinkType, PcapPosition};
+use capture_flow::key::FlowHash;
+use capture_flow::sink::Mark;
+use capture_flow::time::Nanos;
+
+use crate::index::{self, IndexHeader};
+use crate::journal::{self, Fixed, Journal, Progress};
+use crate::layout;
+use crate::mapped::{MapError, MappedFile};
+use crate::pcap::{self, FILE_HEADER_LEN, FileHeader, RECORD_HEADER_LEN, RecordHeader};
+use crate::time::now;
+
+// Sums of a segment's size (below 2³²) and a slice's length fit.
+const _: () = assert!(usize::BITS == 64, "the store is for 64-bit machines");
+
+/// Extension of a segment's packets.
+pub const PCAP: &str = "pcap";
+/// Extension of a sealed segment's index.
+pub const INDEX: &str = "idx";
+/// Extension of an open segment's journal.
+pub const JOURNAL: &str = "idx.open";
+
+/// What a segment shall be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentSpec {
+    /// Worker that fills it.
+    pub worker: u16,
+    /// Bytes allocated for packets: [`SegmentSpec::MIN_BYTES`] to [`SegmentSpec::MAX_BYTES`].
+    pub bytes: u64,
+    /// Bytes allocated for the journal.
+    pub journal_bytes: u64,
+    /// How to read a frame's first byte.
+    pub link_type: LinkType,
+    /// Most bytes of a frame that are kept: 1 to [`pcap::MAX_SNAPLEN`].
+    pub snaplen: u32,
+}
+
+impl SegmentSpec {
+    /// The smallest segment.
+    pub const MIN_BYTES: u64 = 64 * 1024;
+    /// The largest segment: offsets have 32 bits.
+    pub const MAX_BYTES: u64 = u32::MAX as u64;
+
+    /// A segment of `bytes` for whole frames, with a journal that suffices for 64-byte frames of
+    /// established sessions (8 of 80 bytes) and some new ones; a flood of new sessions fills the
+    /// journal first and the segment is changed early.
+    #[must_use]
+    pub fn new(worker: u16, bytes: u64, link_type: LinkType) -> Self {
+        let journal_bytes = (bytes / 8).max(64 * 1024);
+        Self { worker, bytes, journal_bytes, link_type, snaplen: pcap::MAX_SNAPLEN }
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        if !(Self::MIN_BYTES..=Self::MAX_BYTES).contains(&self.bytes) {
+            return Err("bytes is out of range");
+        }
+        if !(journal::MIN_BYTES as u64..=1 << 34).contains(&self.journal_bytes) {
+            return Err("journal_bytes is out of range");
+        }
+        if !(1..=pcap::MAX_SNAPLEN).contains(&self.snaplen) {
+            return Err("snaplen is out of range");
+        }
+        Ok(())
+    }
+}
+
+/// Why a segment cannot be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// No space left.
+    #[error("the disk under {path} is full")]
+    DiskFull {
+        /// The segment.
+        path: PathBuf,
+    },
+    /// Allocated space is not reserved on this filesystem.
+    #[error(
+        "{filesystem} under {path} can run out of space below a mapped file: put the store on \
+         ext4, xfs or tmpfs"
+    )]
+    CopyOnWrite {
+        /// The segment.
+        path: PathBuf,
+        /// The filesystem's name.
+        filesystem: &'static str,
+    },
+    /// The filesystem cannot allocate ahead or map for writing.
+    #[error("the filesystem under {path} cannot allocate or map files: use ext4, xfs or tmpfs")]
+    Unsupported {
+        /// The segment.
+        path: PathBuf,
+    },
+    /// The wish itself is wrong.
+    #[error("no such segment can be: {0}")]
+    Spec(&'static str),
+    /// Anything else that the kernel said.
+    #[error("cannot prepare {path}")]
+    Io {
+        /// The segment.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl PrepareError {
+    fn map(path: &Path, error: MapError) -> Self {
+        let path = path.to_owned();
+        match error {
+            MapError::CopyOnWrite(filesystem) => Self::CopyOnWrite { path, filesystem },
+            MapError::Io(source) => match source.raw_os_error() {
+                Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => Self::DiskFull { path },
+                Some(libc::EOPNOTSUPP | libc::ENODEV) => Self::Unsupported { path },
+                _ => Self::Io { path, source },
+            },
+        }
+    }
+}
+
+/// Prepares a segment in `dir` (the worker's directory): creates both files, allocates their
+/// blocks and makes their pages present. Blocks for milliseconds to seconds: call it on a helper
+/// thread, ahead of need.
+///
+/// # Errors
+/// See [`PrepareError`]; nothing stays behind.
+pub fn prepare(
+    dir: &Path,
+    sequence: u64,
+    spec: &SegmentSpec,
+) -> Result<PreparedSegment, PrepareError> {
+    spec.check().map_err(PrepareError::Spec)?;
+    let pcap_path = dir.join(layout::segment_name(sequence, PCAP));
+    let journal_path = dir.join(layout::segment_name(sequence, JOURNAL));
+    let fixed = Fixed {
+        worker: spec.worker,
+        link_type: spec.link_type,
+        snaplen: spec.snaplen,
+        sequence,
+        pcap_bytes: spec.bytes,
+        journal_bytes: spec.journal_bytes,
+        created: now(),
+        boot_id: journal::boot_id(),
+    };
+    // The journal first: a segment without one would have to be scanned at recovery.
+    let journal = Journal::create(&journal_path, fixed)
+        .map_err(|error| PrepareError::map(&journal_path, error))?;
+    let mut file = MappedFile::create(&pcap_path, spec.bytes as usize).map_err(|error| {
+        // The first error is the one worth telling.
+        let _ = layout::remove_if_there(&journal_path);
+        PrepareError::map(&pcap_path, error)
+    })?;
+    let header = FileHeader { snaplen: spec.snaplen, link_type: spec.link_type };
+    file.bytes_mut()[..FILE_HEADER_LEN].copy_from_slice(&header.encode());
+    let progress = Progress { committed: FILE_HEADER_LEN as u64, ..Progress::default() };
+    journal.publish(&progress);
+    Ok(PreparedSegment(ActiveSegment {
+        file,
+        journal,
+        end: FILE_HEADER_LEN,
+        snaplen: spec.snaplen as usize,
+        frames: 0,
+        first_ts: Nanos::MAX,
+        last_ts: Nanos::MIN,
+        pcap_path,
+        journal_path,
+    }))
+}
+
+/// A segment ready to be filled.
+#[derive(Debug)]
+pub struct PreparedSegment(ActiveSegment);
+
+impl PreparedSegment {
+    /// Its sequence number.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.0.sequence()
+    }
+
+    /// How to read the frames that it may take.
+    #[must_use]
+    pub fn link_type(&self) -> LinkType {
+        self.0.journal.fixed().link_type
+    }
+
+    /// Hands it to the worker. Costs nothing.
+    #[must_use]
+    pub fn activate(self) -> ActiveSegment {
+        self.0
+    }
+
+    /// Removes it: the run ends and nobody needs it.
+    ///
+    /// # Errors
+    /// The files cannot be removed.
+    pub fn discard(self) -> io::Result<()> {
+        let (pcap_path, journal_path) = (self.0.pcap_path, self.0.journal_path);
+        drop((self.0.file, self.0.journal));
+        layout::remove_if_there(&pcap_path)?;
+        layout::remove_if_there(&journal_path)?;
+        Ok(())
+    }
+}
+
+/// The frame does not fit behind the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the segment is full")]
+pub struct SegmentFull;
+
+/// A segment being filled by its worker. No call on it makes a system call or allocates.
+#[derive(Debug)]
+pub struct ActiveSegment {
+    file: MappedFile,
+    journal: Journal,
+    end: usize,
+    snaplen: usize,
+    frames: u64,
+    first_ts: Nanos,
+    last_ts: Nanos,
+    pcap_path: PathBuf,
+    journal_path: PathBuf,
+}
+
+impl ActiveSegment {
+    /// Its sequence number.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.journal.fixed().sequence
+    }
+
+    /// How to read the frames in it.
+    #[must_use]
+    pub fn link_type(&self) -> LinkType {
+        self.journal.fixed().link_type
+    }
+
+    /// Frames appended so far.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        self.frames
+    }
+
+    /// Bytes filled so far, headers included.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.end as u64
+    }
+
+    /// Whether a batch of `frames` frames with `bytes` captured bytes in all surely fits, packets
+    /// and notes. Asked before a batch, it spares asking for each frame; a batch may note up to
+    /// two sessions a frame.
+    #[inline]
+    #[must_use]
+    pub fn fits(&mut self, frames: usize, bytes: usize) -> bool {
+        let need = bytes.saturating_add(frames.saturating_mul(RECORD_HEADER_LEN));
+        let room = self.file.bytes_mut().len().saturating_sub(self.end);
+        need <= room && self.journal.fits(frames.saturating_mul(2))
+    }
+
+    /// Appends one frame, given in one or more parts; returns the offset of its record. Bytes
+    /// beyond the snap length are left out.
+    ///
+    /// # Errors
+    /// It does not fit; nothing was changed.
+    #[inline]
+    pub fn append(
+        &mut self,
+        ts: Nanos,
+        wire_len: u32,
+        parts: &[&[u8]],
+    ) -> Result<u32, SegmentFull> {
+        let whole = match parts {
+            [frame] => frame.len(),
+            _ => parts.iter().fold(0_usize, |sum, part| sum.saturating_add(part.len())),
+        };
+        let captured = whole.min(self.snaplen);
+        let start = self.end;
+        let end = start + RECORD_HEADER_LEN + captured;
+        let record = self.file.bytes_mut().get_mut(start..end).ok_or(SegmentFull)?;
+        let (head, body) = record.split_at_mut(RECORD_HEADER_LEN);
+        match parts {
+            [frame] => body.copy_from_slice(&frame[..captured]),
+            _ => copy_parts(body, parts),
+        }
+        // The header last: a killed process then leaves either no header or a whole frame, since
+        // a thread's stores reach the page cache in the order of the program. Only the compiler
+        // has to be told.
+        compiler_fence(Ordering::Release);
+        let wire_len = wire_len.max(captured as u32).max(1);
+        head.copy_from_slice(&RecordHeader::new(ts, captured as u32, wire_len).encode());
+        self.end = end;
+        self.frames += 1;
+        self.first_ts = self.first_ts.min(ts);
+        self.last_ts = self.last_ts.max(ts);
+        Ok(start as u32)
+    }
+
+    /// Notes that a recorded frame belongs to a session: what [`capture_flow::sink::Sink::touch`]
+    /// is for. A frame of an older segment is noted here too.
+    #[inline]
+    pub fn touch(&mut self, at: PcapPosition, flow: FlowHash, mark: &mut Mark) {
+        if at.segment == self.sequence() {
+            self.journal.note(at.offset, flow, mark);
+        } else {
+            self.journal.note_foreign(at, flow);
+        }
+    }
+
+    /// Lets readers see everything appended and noted so far. Once a batch, after the batch's
+    /// notes.
+    pub fn publish(&mut self) {
+        self.journal.publish(&self.progress());
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            committed: self.end as u64,
+            frames: self.frames,
+            first_ts: self.first_ts,
+            last_ts: self.last_ts,
+            unnoted: self.journal.unnoted(),
+        }
+    }
+
+    /// Ends the filling; publishes what is there.
+    #[must_use]
+    pub fn finish(self) -> FilledSegment {
+        self.journal.publish(&self.progress());
+        FilledSegment(self)
+    }
+}
+
+/// Copies the parts one behind the other until `body` is full.
+#[cold]
+fn copy_parts(mut body: &mut [u8], parts: &[&[u8]]) {
+    for part in parts {
+        let here = part.len().min(body.len());
+        let (now, rest) = body.split_at_mut(here);
+        now.copy_from_slice(&part[..here]);
+        body = rest;
+    }
+}
+
+/// What sealing does beyond truncating and indexing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SealPolicy {
+    /// Wait until the segment is on the disk: after a power loss it is whole.
+    pub sync: bool,
+    /// Hash the packets. The index is hashed always.
+    pub hash: bool,
+}
+
+impl Default for SealPolicy {
+    fn default() -> Self {
+        Self { sync: true, hash: true }
+    }
+}
+
+/// Why a segment is not sealed. Its files stay: it can be read, and the next start seals it.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot seal {path}")]
+pub struct SealError {
+    /// The segment.
+    pub path: PathBuf,
+    /// The kernel's answer.
+    #[source]
+    pub source: io::Error,
+}
+
+/// A segment that no worker writes to any more.
+#[derive(Debug)]
+pub struct FilledSegment(ActiveSegment);
+
+impl FilledSegment {
+    /// Its sequence number.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.0.sequence()
+    }
+
+    /// Truncates the packets to what was filled, writes the index, hashes. Blocks: call it on a
+    /// helper thread. `None` if not one frame was in it: then its files are removed.
+    ///
+    /// # Errors
+    /// See [`SealError`].
+    pub fn seal(self, policy: &SealPolicy) -> Result<Option<SealedSegment>, SealError> {
+        let path = self.0.pcap_path.clone();
+        self.seal_files(policy).map_err(|source| SealError { path, source })
+    }
+
+    fn seal_files(self, policy: &SealPolicy) -> io::Result<Option<SealedSegment>> {
+        let ActiveSegment { file, journal, end, frames, first_ts, last_ts, .. } = self.0;
+        let (pcap_path, journal_path) = (self.0.pcap_path, self.0.journal_path);
+        if frames == 0 {
+            drop((file, journal));
+            layout::remove_if_there(&pcap_path)?;
+            layout::remove_if_there(&journal_path)?;
+            return Ok(None);
+        }
+        let packets = file.bytes().get(..end).unwrap_or_default();
+        let hash = policy.hash.then(|| blake3::hash(packets));
+        let fixed = *journal.fixed();
+        let header = IndexHeader {
+            worker: fixed.worker,
+            sequence: fixed.sequence,
+            link_type: fixed.link_type,
+            snaplen: fixed.snaplen,
+            created: fixed.created,
+            pcap_len: end as u64,
+            frames,
+            first_ts,
+            last_ts,
+            unnoted: journal.unnoted(),
+            recovered: false,
+        };
+        let index = index::encode(&header, journal.notes(end as u64));
+        let file = file.into_file();
+        drop(journal);
+        finish_files(&file, &pcap_path, &journal_path, &header, &index, policy.sync)?;
+        Ok(Some(SealedSegment {
+            worker: fixed.worker,
+            sequence: fixed.sequence,
+            pcap_bytes: end as u64,
+            index_bytes: index.len() as u64,
+            frames,
+            first_ts,
+            last_ts,
+            pcap_hash: hash,
+            index_hash: blake3::hash(&index),
+        }))
+    }
+}
+
+/// The steps of sealing that change the directory, in the order that lets a killed one be
+/// repeated: the journal goes last, and where an index is the segment is sealed.
+pub(crate) fn finish_files(
+    packets: &File,
+    pcap_path: &Path,
+    journal_path: &Path,
+    header: &IndexHeader,
+    index: &[u8],
+    sync: bool,
+) -> io::Result<()> {
+    packets.set_len(header.pcap_len)?;
+    if sync {
+        packets.sync_all()?;
+    }
+    layout::write_whole(&pcap_path.with_extension(INDEX), index)?;
+    layout::remove_if_there(journal_path)?;
+    Ok(())
+}
+
+/// A sealed segment, for the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SealedSegment {
+    /// Worker whose ring holds it.
+    pub worker: u16,
+    /// Sequence number within that ring.
+    pub sequence: u64,
+    /// Bytes of its packets' file.
+    pub pcap_bytes: u64,
+    /// Bytes of its index.
+    pub index_bytes: u64,
+    /// Frames in it.
+    pub frames: u64,
+    /// Earliest frame.
+    pub first_ts: Nanos,
+    /// Latest frame.
+    pub last_ts: Nanos,
+    /// BLAKE3 of the packets' file, if it was asked for.
+    pub pcap_hash: Option<blake3::Hash>,
+    /// BLAKE3 of the index.
+    pub index_hash: blake3::Hash,
+}

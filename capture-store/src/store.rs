@@ -1,0 +1,443 @@
+//! A store's identity, who may write to it, and how it is opened.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use capture_flow::time::Nanos;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::layout::{self, FILE_MODE, LOCK_FILE, Layout, SENSOR_FILE};
+use crate::recover::{self, RecoveryReport};
+use crate::time::{now, to_rfc3339};
+
+/// Version of the disk format that this build writes, and the newest that it reads.
+pub const FORMAT_VERSION: u32 = 1;
+/// What `sensor.json` says a store is.
+const FORMAT: &str = "stillwire-store";
+/// More than any `sensor.json`: a larger file is none.
+const SENSOR_FILE_LIMIT: u64 = 64 * 1024;
+
+/// Who a store belongs to: `sensor.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Always `stillwire-store`.
+    pub format: String,
+    /// Version of everything in the store.
+    pub format_version: u32,
+    /// The sensor's name, as in the column `sensor`.
+    pub sensor: String,
+    /// 128 random bits in hex: two sensors with one name stay apart.
+    pub sensor_id: String,
+    /// Secret seed of the session hash, 64 bits in hex.
+    pub hash_seed: String,
+    /// When the store was made.
+    #[serde(with = "crate::time::rfc3339")]
+    pub created: Nanos,
+    /// The key that ledger signatures are verified with, once there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
+}
+
+impl Identity {
+    /// The seed for [`capture_flow::key::FlowHash`].
+    #[must_use]
+    pub fn hash_seed(&self) -> u64 {
+        // Checked when the identity was read.
+        u64::from_str_radix(&self.hash_seed, 16).unwrap_or(0)
+    }
+
+    fn new(sensor: &str) -> io::Result<Self> {
+        Ok(Self {
+            format: FORMAT.to_owned(),
+            format_version: FORMAT_VERSION,
+            sensor: sensor.to_owned(),
+            sensor_id: format!("{:032x}", random_u128()?),
+            hash_seed: format!("{:016x}", random_u128()? as u64),
+            created: now(),
+            public_key: None,
+        })
+    }
+}
+
+/// 128 bits from the kernel.
+///
+/// # Errors
+/// `/dev/urandom` cannot be read.
+pub fn random_u128() -> io::Result<u128> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u128::from_le_bytes(bytes))
+}
+
+/// Why a store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is nothing, or something else.
+    #[error("{path} is not a store: {why}")]
+    NotAStore {
+        /// What was opened.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A newer Stillwire wrote it.
+    #[error(
+        "{path} has format version {found}, this program knows versions up to {FORMAT_VERSION}: \
+         use a newer stillwire"
+    )]
+    NewerFormat {
+        /// The store.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// Somebody writes to it.
+    #[error("{path} is in use by another sensor ({holder}): stop it or choose another --store")]
+    InUse {
+        /// The store.
+        path: PathBuf,
+        /// Who holds the lock, as the lock file says.
+        holder: String,
+    },
+    /// It belongs to a sensor with another name.
+    #[error("{path} belongs to sensor {found:?}, not to {asked:?}")]
+    OtherSensor {
+        /// The store.
+        path: PathBuf,
+        /// Its sensor.
+        found: String,
+        /// The name that was asked for.
+        asked: String,
+    },
+    /// It lies on a filesystem mounted read-only.
+    #[error("{path} is on a read-only filesystem: a sensor must be able to write to its store")]
+    ReadOnly {
+        /// The store.
+        path: PathBuf,
+    },
+    /// The disk is full.
+    #[error("the disk under {path} is full: free some space or lower the budgets")]
+    DiskFull {
+        /// The store.
+        path: PathBuf,
+    },
+    /// Anything else that the kernel said.
+    #[error("cannot {doing} {path}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl OpenError {
+    /// Names the error that an operator can do something about.
+    pub(crate) fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { path },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path },
+            _ => Self::Io { doing, path, source },
+        }
+    }
+}
+
+/// A store opened for reading: needs no lock, no right to write, and works while a sensor writes.
+#[derive(Clone, Debug)]
+pub struct Store {
+    layout: Layout,
+    identity: Identity,
+}
+
+impl Store {
+    /// Opens a store for reading.
+    ///
+    /// # Errors
+    /// Not a store, of a newer format, or unreadable.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let layout = Layout::new(path);
+        let identity = read_identity(path)?.ok_or_else(|| OpenError::NotAStore {
+            path: path.to_owned(),
+            why: if path.is_dir() {
+                format!("there is no {SENSOR_FILE} in it")
+            } else {
+                "there is no such directory".to_owned()
+            },
+        })?;
+        Ok(Self { layout, identity })
+    }
+
+    /// Where its files are.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+}
+
+/// A store opened for writing; its lock is held until this is dropped.
+#[derive(Debug)]
+pub struct OwnedStore {
+    store: Store,
+    recovery: RecoveryReport,
+    _lock: File,
+}
+
+impl OwnedStore {
+    /// Takes a store for writing: makes it where `path` is missing or empty, locks it, checks its
+    /// version, and recovers what an earlier run left unsealed.
+    ///
+    /// `sensor` names the sensor of a new store; an existing store must bear the same name. With
+    /// `None` an existing store keeps its name and a new one takes the host's name.
+    ///
+    /// # Errors
+    /// In use, not a store, of a newer format, another sensor's, read-only, full disk, or another
+    /// answer of the kernel.
+    pub fn open_or_create(path: &Path, sensor: Option<&str>) -> Result<Self, OpenError> {
+        let io = |doing, path: &Path| {
+            let path = path.to_owned();
+            move |source| OpenError::io(doing, &path, source)
+        };
+        layout::create_dir(path).map_err(io("create", path))?;
+        let known = read_identity(path)?;
+        if known.is_none() {
+            refuse_foreign_directory(path)?;
+        }
+        let lock = take_lock(path)?;
+        // Another sensor may have made the store between the look and the lock.
+        let identity = match read_identity(path)? {
+            Some(identity) => {
+                if let Some(asked) = sensor.filter(|asked| *asked != identity.sensor) {
+                    return Err(OpenError::OtherSensor {
+                        path: path.to_owned(),
+                        found: identity.sensor,
+                        asked: asked.to_owned(),
+                    });
+                }
+                identity
+            }
+            None => create_identity(path, sensor)?,
+        };
+        let layout = Layout::new(path);
+        for dir in
+            [layout.pcap(), layout.sessions(), layout.live(), layout.ledger(&identity.sensor)]
+        {
+            layout::create_dir(&dir).map_err(io("create", &dir))?;
+        }
+        let store = Store { layout, identity };
+        let recovery = recover::recover(&store).map_err(io("recover", path))?;
+        Ok(Self { store, recovery, _lock: lock })
+    }
+
+    /// The store for reading.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Where its files are.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.store.layout
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.store.identity
+    }
+
+    /// What was recovered when the store was opened.
+    #[must_use]
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.recovery
+    }
+
+    /// The sequence number of the next segment of a worker, whose directory is made if needed.
+    /// Higher than that of every segment that a session row can name: retirement always leaves
+    /// a worker's newest segment.
+    ///
+    /// # Errors
+    /// The directory cannot be made or read.
+    pub fn next_sequence(&self, worker: u16) -> Result<u64, OpenError> {
+        let dir = self.layout().worker(worker);
+        layout::create_dir(&dir).map_err(|error| OpenError::io("create", &dir, error))?;
+        let names = layout::names_in(&dir).map_err(|error| OpenError::io("read", &dir, error))?;
+        let newest = names.iter().filter_map(|name| layout::parse_segment_name(name)).max();
+        Ok(newest.map_or(1, |(sequence, _)| sequence.saturating_add(1)))
+    }
+}
+
+/// Names one run of a sensor: a sortable UTC time and random digits.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct RunId(String);
+
+impl RunId {
+    /// A new run that starts at `started`.
+    ///
+    /// # Errors
+    /// `/dev/urandom` cannot be read.
+    pub fn new(started: Nanos) -> io::Result<Self> {
+        let text = to_rfc3339(started);
+        let time: String = text.chars().take(19).filter(|c| !matches!(c, '-' | ':')).collect();
+        Ok(Self(format!("{time}Z-{:08x}", random_u128()? as u32)))
+    }
+
+    /// A run named by a file or a ledger line; `None` where the text cannot be one (it becomes
+    /// part of paths).
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let fits = (1..=64).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        fits.then(|| Self(text.to_owned()))
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for RunId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| serde::de::Error::custom("not a run id"))
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Reads `sensor.json`; `None` where there is none.
+fn read_identity(path: &Path) -> Result<Option<Identity>, OpenError> {
+    let file = path.join(SENSOR_FILE);
+    let mut content = String::new();
+    let opened = File::open(&file)
+        .and_then(|opened| opened.take(SENSOR_FILE_LIMIT).read_to_string(&mut content));
+    match opened {
+        Ok(_) => {}
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            return Ok(None);
+        }
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            return Err(OpenError::NotAStore {
+                path: path.to_owned(),
+                why: format!("{SENSOR_FILE} is not text"),
+            });
+        }
+        Err(error) => return Err(OpenError::io("read", &file, error)),
+    }
+    let damaged = |why: String| OpenError::NotAStore {
+        path: path.to_owned(),
+        why: format!("{SENSOR_FILE}: {why}"),
+    };
+    // The version first: a newer format may have other fields.
+    #[derive(Deserialize)]
+    struct Version {
+        format: String,
+        format_version: u32,
+    }
+    let version: Version =
+        serde_json::from_str(&content).map_err(|error| damaged(error.to_string()))?;
+    if version.format != FORMAT {
+        return Err(damaged(format!("the format is {:?}", version.format)));
+    }
+    if version.format_version > FORMAT_VERSION {
+        return Err(OpenError::NewerFormat {
+            path: path.to_owned(),
+            found: version.format_version,
+        });
+    }
+    let identity: Identity =
+        serde_json::from_str(&content).map_err(|error| damaged(error.to_string()))?;
+    if u64::from_str_radix(&identity.hash_seed, 16).is_err() {
+        return Err(damaged("hash_seed is not a hexadecimal number".to_owned()));
+    }
+    Ok(Some(identity))
+}
+
+/// A new store is made only in an empty directory, so that a mistyped path harms nothing.
+fn refuse_foreign_directory(path: &Path) -> Result<(), OpenError> {
+    let names = layout::names_in(path).map_err(|error| OpenError::io("read", path, error))?;
+    let ours = |name: &String| {
+        name == LOCK_FILE || name == "lost+found" || name.ends_with(layout::TEMPORARY)
+    };
+    match names.iter().find(|name| !ours(name)) {
+        None => Ok(()),
+        Some(name) => Err(OpenError::NotAStore {
+            path: path.to_owned(),
+            why: format!("it is not empty (it holds {name:?}); choose an empty or a new directory"),
+        }),
+    }
+}
+
+fn take_lock(path: &Path) -> Result<File, OpenError> {
+    let file = path.join(LOCK_FILE);
+    let mut lock = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(FILE_MODE)
+        .open(&file)
+        .map_err(|error| OpenError::io("open", &file, error))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
+            let mut holder = String::new();
+            // Not knowing who it is does not change the answer.
+            let _ = (&lock).take(256).read_to_string(&mut holder);
+            let holder = holder.trim();
+            let holder = if holder.is_empty() { "unknown process" } else { holder };
+            return Err(OpenError::InUse { path: path.to_owned(), holder: holder.to_owned() });
+        }
+        Err(error) => return Err(OpenError::io("lock", &file, error.into())),
+    }
+    let holder = format!("pid {}, since {}\n", std::process::id(), to_rfc3339(now()));
+    lock.set_len(0)
+        .and_then(|()| lock.rewind())
+        .and_then(|()| lock.write_all(holder.as_bytes()))
+        .map_err(|error| OpenError::io("write", &file, error))?;
+    Ok(lock)
+}
+
+fn create_identity(path: &Path, sensor: Option<&str>) -> Result<Identity, OpenError> {
+    let named = match sensor {
+        Some(name) => name.to_owned(),
+        None => host_name(),
+    };
+    let file = path.join(SENSOR_FILE);
+    let identity = Identity::new(&named).and_then(|identity| {
+        let mut text = serde_json::to_vec_pretty(&identity)?;
+        text.push(b'\n');
+        layout::write_whole(&file, &text)?;
+        Ok(identity)
+    });
+    identity.map_err(|error| OpenError::io("write", &file, error))
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "sensor".to_owned() } else { name.to_owned() }
+}
