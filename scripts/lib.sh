@@ -12,12 +12,14 @@ say() { printf '%s[%d:%02d]%s %s\n' "$bold" $(((SECONDS - started) / 60)) $(((SE
 # fail TEXT: the reason on standard error, and the end.
 fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
-# root COMMAND…: runs it as root, by sudo where that is needed.
+# root COMMAND…: runs it as root, by sudo where that is needed. (A command in the background must
+# begin with "${as_root[@]}" itself, else its process id would be a shell's.)
+as_root=()
+[ "$(id -u)" -eq 0 ] || as_root=(sudo)
 root() {
-    if [ "$(id -u)" -eq 0 ]; then "$@"
-    elif command -v sudo >/dev/null; then sudo "$@"
-    else fail "needs root for: $* (run as root, or install sudo)"
-    fi
+    [ ${#as_root[@]} -eq 0 ] || command -v sudo >/dev/null ||
+        fail "needs root for: $* (run as root, or install sudo)"
+    "${as_root[@]}" "$@"
 }
 
 # What each part needs from Debian or Ubuntu. The build: xsk-rs compiles libxdp and libbpf from
@@ -26,10 +28,10 @@ build_packages=(clang gcc libc6-dev libelf-dev libpcap-dev m4 make pkg-config zl
 # The lab: namespaces and offloads, the servers and clients that make its traffic, and tcpdump.
 lab_packages=(ca-certificates curl bind9-dnsutils dnsmasq-base ethtool iproute2 iputils-ping
     openssh-client openssh-server procps python3 tcpdump)
-# The tests: traffic at a chosen rate, readers from outside, dropped capabilities, and the
-# toolchain that the XDP program is rebuilt with.
-test_packages=(bpftool git libcap2-bin netsniff-ng python3-venv tshark util-linux
-    rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev)
+# The tests: traffic at a chosen rate, readers from outside, dropped capabilities.
+test_packages=(bpftool git libcap2-bin netsniff-ng python3-venv tshark util-linux)
+# What the XDP object is rebuilt with: Debian's own Rust, because it comes with its sources.
+ebpf_packages=(rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev)
 
 # need PACKAGE…: installs what is missing, quietly where nothing is.
 need() {
