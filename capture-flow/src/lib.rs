@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod decode;
+pub mod fragment;
 pub mod frame;
 pub mod join;
 pub mod key;

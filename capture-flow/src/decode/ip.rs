@@ -1,95 +1,298 @@
-//! IP headers: which bytes are the transport's.
+//! IP packets: which bytes are the transport's, and what they carry.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::bytes::{array, be16, byte};
-use super::checksum;
-use super::transport::Segment;
+use super::ip6::{self, Chain};
+use super::transport::{Read, Segment, proto};
 use super::undecodable::Undecodable;
-use super::walk::Walk;
-use super::{Decoded, PacketVisitor};
-use crate::packet::{Ip, Net};
+use super::walk::{Found, Step, Walk};
+use super::{Counted, PacketVisitor, checksum};
+use crate::fragment::{Added, DatagramKey, Fragment};
+use crate::packet::{Checksum, Ip, Net, Transport};
+use crate::tunnel::{self, Enclosed};
 
 const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
+const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
+const IPV4_OFFSET: u16 = 0x1fff;
+
+/// Where a packet's fragment belongs in its datagram.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) id: u32,
+    pub(super) offset: u32,
+    pub(super) more: bool,
+    /// Length of the headers that every fragment repeats.
+    pub(super) repeated: usize,
+}
+
+/// An IP header with its extension headers.
+struct Header {
+    src: IpAddr,
+    dst: IpAddr,
+    protocol: u8,
+    /// Total length by the header; 0 where segmentation offload left it out.
+    total_len: u32,
+    header_len: usize,
+    fragment: Option<Place>,
+}
+
+/// A transport's bytes, whole or put together.
+struct Body<'a> {
+    ip: Ip,
+    captured: &'a [u8],
+    /// Length by the IP header.
+    len: usize,
+    /// Bytes cut off behind `captured`.
+    missing: usize,
+}
 
 /// An IP packet of either version.
 pub(super) fn packet<V: PacketVisitor>(
     walk: &mut Walk<'_, V>,
     bytes: &[u8],
-) -> Result<Decoded, Undecodable> {
-    let (ip, header_len) = match byte(bytes, 0).map(|first| first >> 4) {
+) -> Result<Found, Undecodable> {
+    let header = match byte(bytes, 0).map(|first| first >> 4) {
         None => return Err(Undecodable::IpTruncated),
-        Some(4) => ipv4(bytes, walk.verify)?,
+        Some(4) => ipv4(bytes)?,
         Some(6) => ipv6(bytes)?,
         Some(_) => return Err(Undecodable::IpVersion),
     };
-    let total_len = if ip.total_len != 0 {
-        ip.total_len as usize
-    } else if walk.verify {
-        return Err(Undecodable::IpLengthZero);
-    } else {
+    let total_len = match header.total_len {
+        0 if walk.verify => return Err(Undecodable::IpLengthZero),
         // Segmentation offload leaves the length out; the captured bytes stand in for it.
-        bytes.len()
+        0 => bytes.len(),
+        len => len as usize,
     };
     if total_len > bytes.len().saturating_add(walk.missing) {
         return Err(Undecodable::IpLengthBeyondFrame);
     }
-    if header_len > total_len {
+    if header.header_len > total_len {
         return Err(Undecodable::IpHeaderLength);
     }
-    let captured = bytes.get(header_len..).ok_or(Undecodable::IpTruncated)?;
+    let captured = bytes.get(header.header_len..).ok_or(Undecodable::IpTruncated)?;
+    if header.src.is_ipv4()
+        && walk.verify
+        && !bytes.get(..header.header_len).is_some_and(checksum::is_right)
+    {
+        return Err(Undecodable::IpChecksum);
+    }
+    let body_len = total_len - header.header_len;
+    let ip = Ip {
+        src: header.src,
+        dst: header.dst,
+        protocol: header.protocol,
+        total_len: header.total_len,
+    };
+    if let Some(place) = header.fragment {
+        if bytes.len() >= total_len {
+            let data = captured.get(..body_len).unwrap_or(captured);
+            return fragment(walk, ip, place, data);
+        }
+        // A first fragment that was cut short tells its session; the others tell nothing.
+        if place.offset != 0 {
+            return Err(Undecodable::FragmentTruncated);
+        }
+    }
+    // A length by the header of 0 tells the transport to count what was captured.
+    let len = if header.total_len == 0 { 0 } else { body_len };
+    let body = Body { ip, captured, len, missing: walk.missing };
+    transport(walk, &body)
+}
+
+fn ipv4(bytes: &[u8]) -> Result<Header, Undecodable> {
+    if bytes.len() < IPV4_HEADER {
+        return Err(Undecodable::IpTruncated);
+    }
+    let field = |at| be16(bytes, at).ok_or(Undecodable::IpTruncated);
+    let address = |at| array(bytes, at).map(Ipv4Addr::from).ok_or(Undecodable::IpTruncated);
+    let header_len = usize::from(byte(bytes, 0).unwrap_or(0) & 0x0f) * 4;
+    if header_len < IPV4_HEADER {
+        return Err(Undecodable::IpHeaderLength);
+    }
+    let place = field(6)?;
+    let offset = u32::from(place & IPV4_OFFSET) * 8;
+    let more = place & IPV4_MORE_FRAGMENTS != 0;
+    Ok(Header {
+        src: address(12)?.into(),
+        dst: address(16)?.into(),
+        protocol: byte(bytes, 9).ok_or(Undecodable::IpTruncated)?,
+        total_len: u32::from(field(2)?),
+        header_len,
+        fragment: (more || offset != 0).then_some(Place {
+            id: u32::from(field(4)?),
+            offset,
+            more,
+            repeated: header_len,
+        }),
+    })
+}
+
+fn ipv6(bytes: &[u8]) -> Result<Header, Undecodable> {
+    let chain = Chain::read(bytes)?;
+    Ok(Header {
+        src: chain.src.into(),
+        dst: chain.dst.into(),
+        protocol: chain.next,
+        total_len: u32::from(be16(bytes, 4).ok_or(Undecodable::IpTruncated)?) + ip6::HEADER as u32,
+        header_len: chain.len,
+        fragment: chain.fragment,
+    })
+}
+
+fn fragment<V: PacketVisitor>(
+    walk: &mut Walk<'_, V>,
+    ip: Ip,
+    place: Place,
+    data: &[u8],
+) -> Result<Found, Undecodable> {
+    let fragment = Fragment {
+        key: DatagramKey { src: ip.src, dst: ip.dst, id: place.id },
+        link: walk.link,
+        protocol: ip.protocol,
+        header_len: place.repeated as u32,
+        offset: place.offset,
+        more: place.more,
+        data,
+        frame: walk.as_fragment(),
+        earlier: &walk.earlier,
+    };
+    let visitor = &mut *walk.visitor;
+    match walk.fragments.add(&fragment, |datagram| visitor.incomplete(datagram)) {
+        Added::TooLong => Err(Undecodable::FragmentMalformed),
+        Added::Held => Ok(walk.hold()),
+        Added::Whole(whole) => {
+            walk.earlier = whole.earlier;
+            let mut ip = Ip {
+                protocol: whole.protocol,
+                total_len: whole.header_len.saturating_add(whole.payload.len() as u32),
+                ..ip
+            };
+            let mut payload = whole.payload.as_slice();
+            if ip.src.is_ipv6() {
+                // The extension headers behind the fragment header became readable only now.
+                // Where they cannot be read, the datagram still belongs to its addresses.
+                if let Ok(chain) = Chain::resume(ip.src, ip.dst, whole.protocol, payload) {
+                    ip.src = chain.src.into();
+                    ip.dst = chain.dst.into();
+                    ip.protocol = chain.next;
+                    payload = payload.get(chain.len..).unwrap_or(&[]);
+                }
+            }
+            let body = Body { ip, captured: payload, len: payload.len(), missing: 0 };
+            match transport(walk, &body) {
+                // The datagram is complete but too short for its transport: its frames still
+                // belong to the session between its addresses.
+                Err(_) => {
+                    count_other(walk, &body);
+                    Ok(Found::Counted)
+                }
+                found => found,
+            }
+        }
+    }
+}
+
+fn transport<V: PacketVisitor>(
+    walk: &mut Walk<'_, V>,
+    body: &Body<'_>,
+) -> Result<Found, Undecodable> {
+    let Body { ip, captured, len, .. } = *body;
     let segment = Segment {
         src: ip.src,
         dst: ip.dst,
         protocol: ip.protocol,
         captured,
-        len: total_len - header_len,
+        len,
         verify: walk.verify,
-        cut: walk.missing > 0,
+        cut: body.missing > 0,
     };
-    let read = segment.read()?;
+    let carried = captured.get(..len).filter(|_| len != 0).unwrap_or(captured);
+    match ip.protocol {
+        proto::IPV4 | proto::IPV6 => {
+            Ok(enclosed(walk, body, tunnel::ip_in_ip(ip.protocol, carried)))
+        }
+        proto::GRE => Ok(enclosed(walk, body, tunnel::gre(carried))),
+        proto::UDP => {
+            let read = segment.read()?;
+            let counted = count_read(walk, body, &read);
+            if let Transport::Udp { src_port, dst_port } = read.transport
+                && read.checksum == Checksum::Accepted
+                && tunnel::possible_over_udp(src_port, dst_port, read.payload)
+            {
+                udp_tunnel(walk, counted, &read, body.missing);
+            }
+            Ok(Found::Counted)
+        }
+        _ => {
+            let read = segment.read()?;
+            count_read(walk, body, &read);
+            Ok(Found::Counted)
+        }
+    }
+}
+
+fn count_read<V: PacketVisitor>(
+    walk: &mut Walk<'_, V>,
+    body: &Body<'_>,
+    read: &Read<'_>,
+) -> Counted {
     let net = Net::Ip {
-        ip,
+        ip: body.ip,
         transport: read.transport,
         checksum: read.checksum,
         payload_len: read.payload_len,
     };
-    walk.count(net, read.payload, &[]);
-    Ok(Decoded::Counted)
+    walk.count(net, read.payload)
 }
 
-fn ipv4(bytes: &[u8], verify: bool) -> Result<(Ip, usize), Undecodable> {
-    if bytes.len() < IPV4_HEADER {
-        return Err(Undecodable::IpTruncated);
-    }
-    let field = |at| be16(bytes, at).ok_or(Undecodable::IpTruncated);
-    let header_len = usize::from(byte(bytes, 0).unwrap_or(0) & 0x0f) * 4;
-    if header_len < IPV4_HEADER {
-        return Err(Undecodable::IpHeaderLength);
-    }
-    let header = bytes.get(..header_len).ok_or(Undecodable::IpTruncated)?;
-    if verify && !checksum::is_right(header) {
-        return Err(Undecodable::IpChecksum);
-    }
-    let address = |at| array(bytes, at).map(Ipv4Addr::from).ok_or(Undecodable::IpTruncated);
-    let ip = Ip {
-        src: address(12)?.into(),
-        dst: address(16)?.into(),
-        protocol: byte(bytes, 9).ok_or(Undecodable::IpTruncated)?,
-        total_len: u32::from(field(2)?),
+/// Counts a packet to the session between its addresses, whatever it carries.
+fn count_other<V: PacketVisitor>(walk: &mut Walk<'_, V>, body: &Body<'_>) {
+    let net = Net::Ip {
+        ip: body.ip,
+        transport: Transport::Other,
+        checksum: Checksum::Accepted,
+        payload_len: body.captured.len().max(body.len) as u32,
     };
-    Ok((ip, header_len))
+    walk.count(net, body.captured);
 }
 
-fn ipv6(bytes: &[u8]) -> Result<(Ip, usize), Undecodable> {
-    let address = |at| array(bytes, at).map(Ipv6Addr::from).ok_or(Undecodable::IpTruncated);
-    let payload_len = be16(bytes, 4).ok_or(Undecodable::IpTruncated)?;
-    let ip = Ip {
-        src: address(8)?.into(),
-        dst: address(24)?.into(),
-        protocol: byte(bytes, 6).ok_or(Undecodable::IpTruncated)?,
-        total_len: u32::from(payload_len) + IPV6_HEADER as u32,
+/// What IP-in-IP or GRE carries. Zeek gives the outer layer no session; here it gets one only
+/// where nothing inside could be counted, so that no frame is lost.
+fn enclosed<V: PacketVisitor>(
+    walk: &mut Walk<'_, V>,
+    body: &Body<'_>,
+    inside: Option<Step<'_>>,
+) -> Found {
+    let before = walk.counted;
+    let found = match inside {
+        // Zeek takes the captured length for the length on the wire here.
+        Some(step) => walk.enter(step, 0),
+        None => Found::Nothing,
     };
-    Ok((ip, IPV6_HEADER))
+    if found == Found::Held {
+        return found;
+    }
+    if walk.counted == before {
+        count_other(walk, body);
+    }
+    Found::Counted
+}
+
+fn udp_tunnel<V: PacketVisitor>(
+    walk: &mut Walk<'_, V>,
+    counted: Counted,
+    read: &Read<'_>,
+    missing: usize,
+) {
+    if counted.tunnel_refused {
+        return;
+    }
+    match tunnel::over_udp(counted.responder_port, read.payload) {
+        Enclosed::Step(step) => {
+            walk.enter(step, missing);
+        }
+        Enclosed::Nothing => {}
+        Enclosed::Refused => walk.visitor.refuse_tunnel(),
+    }
 }

@@ -9,18 +9,26 @@
 //! A plain frame takes [`Decoder::fast`]: one pass, no callback. Everything else takes
 //! [`Decoder::decode`].
 
-mod bytes;
+pub(crate) mod bytes;
 mod checksum;
 mod fast;
 mod ip;
+mod ip6;
 mod link;
 pub(crate) mod transport;
 mod undecodable;
-mod walk;
+pub(crate) mod walk;
+mod wireless;
+
+#[cfg(test)]
+mod tests;
 
 pub use undecodable::Undecodable;
 
+use walk::{Found, Step, Walk};
+
 use crate::config::{Checksums, FlowConfig};
+use crate::fragment::{FragmentStats, FragmentTable};
 use crate::frame::{Frame, IfaceId, PcapPosition};
 use crate::packet::{Link, Packet};
 use crate::time::Nanos;
@@ -89,17 +97,32 @@ pub enum Decoded {
     Held,
 }
 
+/// What tunnels carried that was not counted by itself; the packet around it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InnerStats {
+    /// Inner frames that could not be decoded.
+    pub undecodable: u64,
+    /// Tunnels left unopened because they lay too deep in others.
+    pub too_deep: u64,
+}
+
 /// Decodes the frames of one worker.
 #[derive(Debug)]
 pub struct Decoder {
     verify: bool,
+    fragments: FragmentTable,
+    inner: InnerStats,
 }
 
 impl Decoder {
     /// A decoder with no fragments held.
     #[must_use]
     pub fn new(config: &FlowConfig) -> Self {
-        Self { verify: config.checksums == Checksums::Verify }
+        Self {
+            verify: config.checksums == Checksums::Verify,
+            fragments: FragmentTable::new(config.fragment_bytes, config.timeouts.fragment),
+            inner: InnerStats::default(),
+        }
     }
 
     /// Decodes a plain frame: Ethernet with at most two VLAN tags, IPv4 without fragmentation or
@@ -114,12 +137,43 @@ impl Decoder {
     /// Decodes any frame.
     ///
     /// # Errors
-    /// The reason why the frame yields no packet at all; the visitor has not been called then.
+    /// The reason why the frame yields no packet at all; no packet of it was visited then.
     pub fn decode(
         &mut self,
         frame: &Frame<'_>,
         visitor: &mut impl PacketVisitor,
     ) -> Result<Decoded, Undecodable> {
-        walk::Walk::new(frame, self.verify, visitor).run(frame)
+        let mut walk = Walk::new(frame, self.verify, &mut self.fragments, &mut self.inner, visitor);
+        let found = walk.walk(Step::LinkType(frame.link, frame.bytes));
+        if walk.counted > 0 {
+            return Ok(Decoded::Counted);
+        }
+        match found? {
+            Found::Held => Ok(Decoded::Held),
+            // Outside a tunnel a walk that finds nothing has counted the frame itself.
+            Found::Counted | Found::Nothing => Ok(Decoded::Counted),
+        }
+    }
+
+    /// Gives up the datagrams whose time ran out before `now`.
+    pub fn advance(&mut self, now: Nanos, visitor: &mut impl PacketVisitor) {
+        self.fragments.expire(now, |datagram| visitor.incomplete(datagram));
+    }
+
+    /// Gives up every incomplete datagram: the run ends.
+    pub fn finish(&mut self, visitor: &mut impl PacketVisitor) {
+        self.fragments.finish(|datagram| visitor.incomplete(datagram));
+    }
+
+    /// What happened to fragmented datagrams so far.
+    #[must_use]
+    pub fn fragment_stats(&self) -> &FragmentStats {
+        self.fragments.stats()
+    }
+
+    /// What tunnels carried uncounted so far.
+    #[must_use]
+    pub fn inner_stats(&self) -> &InnerStats {
+        &self.inner
     }
 }

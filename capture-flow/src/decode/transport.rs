@@ -20,17 +20,16 @@ pub(crate) mod proto {
     pub(crate) const ROUTING: u8 = 43;
     pub(crate) const FRAGMENT: u8 = 44;
     pub(crate) const GRE: u8 = 47;
-    pub(crate) const ESP: u8 = 50;
     pub(crate) const AH: u8 = 51;
     pub(crate) const ICMP6: u8 = 58;
     pub(crate) const NO_NEXT: u8 = 59;
     pub(crate) const DEST_OPTIONS: u8 = 60;
     pub(crate) const SCTP: u8 = 132;
-    pub(crate) const MOBILITY: u8 = 135;
 }
 
 const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
+const VXLAN_PORT: u16 = 4789;
 
 /// An IP payload on its way to a transport decoder.
 #[derive(Clone, Copy)]
@@ -135,11 +134,10 @@ impl<'a> Segment<'a> {
         let body = self.body();
         let header =
             UdpHeaderSlice::from_slice(body).map_err(|_| Undecodable::TransportTruncated)?;
-        let verified = self.verified(
-            body,
-            // Over IPv4 a sender may leave the checksum out.
-            header.checksum() != 0 || self.src.is_ipv6(),
-        );
+        // Over IPv4 a sender may leave the checksum out, over IPv6 only in a tunnel (RFC 6936);
+        // Zeek knows of VXLAN.
+        let optional = self.src.is_ipv4() || header.destination_port() == VXLAN_PORT;
+        let verified = self.verified(body, header.checksum() != 0 || !optional);
         Ok(Read {
             transport: Transport::Udp {
                 src_port: header.source_port(),

@@ -1,31 +1,56 @@
 //! The full decoder: from header to header until a packet is counted or nothing can be.
 
 use super::undecodable::Undecodable;
-use super::{Decoded, HeldFrame, PacketVisitor, ip, link};
+use super::{Counted, HeldFrame, InnerStats, PacketVisitor, ip, link, wireless};
+use crate::fragment::FragmentTable;
 use crate::frame::{Frame, LinkType};
 use crate::packet::{Link, Net, Packet};
 
 /// Headers below IP around each other before a frame is given up: more than any network nests.
 const MAX_STEPS: usize = 32;
 
+/// Tunnels around each other before the innermost is left unopened (Zeek's `Tunnel::max_depth`).
+const MAX_TUNNELS: u8 = 2;
+
 /// What begins at a place in a frame.
-#[derive(Clone, Copy)]
-pub(super) enum Step<'a> {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Step<'a> {
     /// A capture's link layer.
     LinkType(LinkType, &'a [u8]),
     /// An Ethernet header.
     Ethernet(&'a [u8]),
     /// What an EtherType announces.
     EtherType(u16, &'a [u8]),
+    /// An LLC header.
+    Llc(&'a [u8]),
+    /// What a PPP protocol number announces.
+    Ppp(u16, &'a [u8]),
+    /// An IEEE 802.11 header.
+    Wireless(&'a [u8]),
+    /// The subframes of an 802.11 A-MSDU.
+    Subframes(&'a [u8]),
     /// An IP header of either version.
     Ip(&'a [u8]),
     /// Nothing that a session over IP could count.
     NoIp,
 }
 
+/// What became of what a walk found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// At least one packet was counted.
+    Counted,
+    /// A fragment, now held.
+    Held,
+    /// Inside a tunnel: a frame without IP. The packet around it stands for it.
+    Nothing,
+}
+
 /// One frame being decoded.
-pub(super) struct Walk<'v, V> {
-    pub(super) visitor: &'v mut V,
+pub(super) struct Walk<'w, V> {
+    pub(super) visitor: &'w mut V,
+    pub(super) fragments: &'w mut FragmentTable,
+    pub(super) inner: &'w mut InnerStats,
     pub(super) verify: bool,
     /// The link layer read so far.
     pub(super) link: Link,
@@ -33,57 +58,127 @@ pub(super) struct Walk<'v, V> {
     pub(super) missing: usize,
     /// Packets of this frame that were counted.
     pub(super) counted: u8,
+    /// Whether the frame has its owner: a packet, or the datagram it is a fragment of.
+    owned: bool,
+    /// Tunnels opened on the way here.
+    tunnels: u8,
+    /// Frames that brought the other fragments of the datagram being decoded; they go with the
+    /// first packet counted from it.
+    pub(super) earlier: Vec<HeldFrame>,
+    /// What this frame is if it turns out to be a fragment.
+    held: HeldFrame,
 }
 
-impl<'v, V: PacketVisitor> Walk<'v, V> {
-    pub(super) fn new(frame: &Frame<'_>, verify: bool, visitor: &'v mut V) -> Self {
+impl<'w, V: PacketVisitor> Walk<'w, V> {
+    pub(super) fn new(
+        frame: &Frame<'_>,
+        verify: bool,
+        fragments: &'w mut FragmentTable,
+        inner: &'w mut InnerStats,
+        visitor: &'w mut V,
+    ) -> Self {
         Self {
             visitor,
+            fragments,
+            inner,
             verify,
             link: Link::default(),
             missing: (frame.wire_len as usize).saturating_sub(frame.bytes.len()),
             counted: 0,
+            owned: false,
+            tunnels: 0,
+            earlier: Vec::new(),
+            held: HeldFrame {
+                ts: frame.ts,
+                wire_len: frame.wire_len,
+                iface: frame.iface,
+                at: frame.at,
+                owns_frame: true,
+            },
         }
     }
 
-    pub(super) fn run(mut self, frame: &Frame<'_>) -> Result<Decoded, Undecodable> {
-        self.walk(Step::LinkType(frame.link, frame.bytes))
-    }
-
-    fn walk(&mut self, first: Step<'_>) -> Result<Decoded, Undecodable> {
+    /// Follows the headers from `first` on.
+    pub(super) fn walk(&mut self, first: Step<'_>) -> Result<Found, Undecodable> {
         let mut step = first;
         for _ in 0..MAX_STEPS {
             step = match step {
-                Step::LinkType(link_type, bytes) => link::begin(link_type, bytes)?,
+                Step::LinkType(link_type, bytes) => link::begin(&mut self.link, link_type, bytes)?,
                 Step::Ethernet(bytes) => link::ethernet(&mut self.link, bytes)?,
                 Step::EtherType(ether_type, bytes) => {
                     link::ether_type(&mut self.link, ether_type, bytes)?
                 }
+                Step::Llc(bytes) => link::llc(&mut self.link, bytes),
+                Step::Ppp(protocol, bytes) => link::ppp(protocol, bytes)?,
+                Step::Wireless(bytes) => wireless::header(&mut self.link, bytes)?,
+                Step::Subframes(bytes) => return self.subframes(bytes),
                 Step::Ip(bytes) => return ip::packet(self, bytes),
+                Step::NoIp if self.tunnels > 0 => return Ok(Found::Nothing),
                 Step::NoIp => {
-                    self.count(Net::None, &[], &[]);
-                    return Ok(Decoded::Counted);
+                    self.count(Net::None, &[]);
+                    return Ok(Found::Counted);
                 }
             };
         }
         Err(Undecodable::TooDeep)
     }
 
+    /// Each subframe of an A-MSDU is a frame of its own within this one.
+    fn subframes(&mut self, bytes: &[u8]) -> Result<Found, Undecodable> {
+        let outer = self.link;
+        let mut found = Err(Undecodable::LinkTruncated);
+        for subframe in wireless::subframes(bytes) {
+            self.link = outer;
+            wireless::subframe_addresses(&mut self.link, subframe.header);
+            match (self.walk(Step::Llc(subframe.payload)), &found) {
+                (Ok(Found::Counted), _) => found = Ok(Found::Counted),
+                (one, Err(_)) => found = one,
+                (_, Ok(_)) => {}
+            }
+        }
+        found
+    }
+
+    /// Follows what a tunnel carries. `on_wire_beyond` are the bytes cut off behind it.
+    ///
+    /// An inner frame that cannot be decoded is no loss: the packet around it is counted, and the
+    /// reason is counted beside it.
+    pub(super) fn enter(&mut self, step: Step<'_>, on_wire_beyond: usize) -> Found {
+        if self.tunnels >= MAX_TUNNELS {
+            self.inner.too_deep += 1;
+            return Found::Nothing;
+        }
+        let link = std::mem::take(&mut self.link);
+        let missing = std::mem::replace(&mut self.missing, on_wire_beyond);
+        self.tunnels += 1;
+        let found = self.walk(step);
+        self.tunnels -= 1;
+        self.missing = missing;
+        self.link = link;
+        found.unwrap_or_else(|_| {
+            self.inner.undecodable += 1;
+            Found::Nothing
+        })
+    }
+
+    /// The frame as a fragment.
+    pub(super) fn as_fragment(&self) -> HeldFrame {
+        HeldFrame { owns_frame: !self.owned, ..self.held }
+    }
+
+    /// The frame and those before it wait for the rest of their datagram.
+    pub(super) fn hold(&mut self) -> Found {
+        self.owned = true;
+        self.earlier.clear();
+        Found::Held
+    }
+
     /// Hands a packet to the visitor.
-    pub(super) fn count(
-        &mut self,
-        net: Net,
-        payload: &[u8],
-        earlier: &[HeldFrame],
-    ) -> super::Counted {
-        let packet = Packet {
-            link: self.link,
-            net,
-            payload,
-            depth: self.counted,
-            owns_frame: self.counted == 0,
-        };
+    pub(super) fn count(&mut self, net: Net, payload: &[u8]) -> Counted {
+        let packet =
+            Packet { link: self.link, net, payload, depth: self.counted, owns_frame: !self.owned };
+        self.owned = true;
         self.counted = self.counted.saturating_add(1);
-        self.visitor.packet(&packet, earlier)
+        self.visitor.packet(&packet, &std::mem::take(&mut self.earlier))
     }
 }

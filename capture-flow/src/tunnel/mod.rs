@@ -1,21 +1,84 @@
 //! Tunnels: which packets carry another packet, and where it begins.
+//!
+//! Ports and content checks are Zeek's (src/packet_analysis/protocol and
+//! scripts/base/packet-protocols). A tunnel over UDP is recognised by the responder's port, and
+//! Teredo and AYIYA by content on any port; a session that breaks its tunnel's format is not
+//! tried again.
 
-/// UDP ports on which Zeek expects a tunnel (scripts/base/frameworks/tunnels and
-/// scripts/base/packet-protocols): GTP-C and GTP-U, Teredo, VXLAN, AYIYA, GENEVE.
-pub(crate) const GTP_C: u16 = 2123;
-pub(crate) const GTP_U: u16 = 2152;
-pub(crate) const TEREDO: u16 = 3544;
-pub(crate) const VXLAN: u16 = 4789;
-pub(crate) const AYIYA: u16 = 5072;
-pub(crate) const GENEVE: u16 = 6081;
+mod gre;
+mod udp;
 
-const fn is_tunnel_port(port: u16) -> bool {
-    matches!(port, GTP_C | GTP_U | TEREDO | VXLAN | AYIYA | GENEVE)
+pub(crate) use gre::gre;
+pub(crate) use udp::{over_udp, possible_over_udp};
+
+use crate::decode::bytes::{be16, byte};
+use crate::decode::transport::proto;
+use crate::decode::walk::Step;
+
+/// What a packet on a tunnel's port holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Enclosed<'a> {
+    /// Another packet.
+    Step(Step<'a>),
+    /// The tunnel's own signalling.
+    Nothing,
+    /// Something else: the session is no tunnel.
+    Refused,
 }
 
-/// Whether a UDP packet may carry a tunnel, so that it needs the full decoder. Cheap, and never
-/// wrong in saying no.
-#[inline]
-pub(crate) fn possible_over_udp(src_port: u16, dst_port: u16, _payload: &[u8]) -> bool {
-    is_tunnel_port(src_port) || is_tunnel_port(dst_port)
+/// The packet in IP-in-IP (protocol 4) or 6in4 (41). It must have the announced version and fill
+/// its carrier exactly.
+pub(crate) fn ip_in_ip(protocol: u8, bytes: &[u8]) -> Option<Step<'_>> {
+    let version = if protocol == proto::IPV4 { 4 } else { 6 };
+    is_whole_ip(version, bytes).then_some(Step::Ip(bytes))
+}
+
+/// How the length an IP header claims compares with the bytes that are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    Exact,
+    /// More bytes than claimed.
+    Loose,
+    /// No such header, or fewer bytes than claimed.
+    No,
+}
+
+fn ip_fit(version: u8, bytes: &[u8]) -> Fit {
+    let fixed = if version == 4 { 20 } else { 40 };
+    if bytes.len() < fixed || byte(bytes, 0).map(|first| first >> 4) != Some(version) {
+        return Fit::No;
+    }
+    let claimed = match version {
+        4 => be16(bytes, 2).map(usize::from),
+        _ => be16(bytes, 4).map(|len| usize::from(len) + 40),
+    };
+    match claimed {
+        Some(claimed) if claimed == bytes.len() => Fit::Exact,
+        Some(claimed) if claimed < bytes.len() => Fit::Loose,
+        _ => Fit::No,
+    }
+}
+
+fn is_whole_ip(version: u8, bytes: &[u8]) -> bool {
+    ip_fit(version, bytes) == Fit::Exact
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inner_ip_must_fill_its_carrier() {
+        let mut bytes = vec![0x45, 0, 0, 24];
+        bytes.resize(24, 0);
+        assert!(ip_in_ip(4, &bytes).is_some());
+        assert!(ip_in_ip(41, &bytes).is_none());
+        bytes.push(0);
+        assert!(ip_in_ip(4, &bytes).is_none());
+        assert!(ip_in_ip(4, &bytes[..23]).is_none());
+        let mut bytes = vec![0x60, 0, 0, 0, 0, 2];
+        bytes.resize(42, 0);
+        assert!(ip_in_ip(41, &bytes).is_some());
+        assert!(ip_in_ip(41, &bytes[..41]).is_none());
+    }
 }
