@@ -4,11 +4,35 @@
 //! on disk never use these types.
 #![cfg_attr(not(feature = "user"), no_std)]
 
+/// The XDP program's name in the object and in the kernel.
+pub const PROGRAM: &str = "stillwire";
+/// The map of AF_XDP sockets, one place per receive queue (`BPF_MAP_TYPE_XSKMAP`).
+pub const SOCKETS: &str = "SOCKETS";
+/// The map of [`QueueCounters`], one place per receive queue and one more for the queues that
+/// came after the program was loaded (`BPF_MAP_TYPE_PERCPU_ARRAY`).
+pub const COUNTERS: &str = "COUNTERS";
+/// Load-time constant (`u32`): the receive queues known when the program was loaded.
+pub const QUEUES: &str = "QUEUES";
+/// Load-time constant (`u32`): a [`StampClock`].
+pub const STAMP_CLOCK: &str = "STAMP_CLOCK";
+
+/// The clock that stamps are read from.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StampClock {
+    /// `bpf_ktime_get_ns`, Linux's `CLOCK_MONOTONIC`: on every kernel. User space adds the
+    /// distance to UTC that it measured.
+    Monotonic = 0,
+    /// `bpf_ktime_get_tai_ns`, Linux's `CLOCK_TAI` (kernel 6.1): UTC but for whole seconds.
+    Tai = 1,
+}
+
 /// Written by the XDP program into the metadata area, directly in front of the frame.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameStamp {
-    /// Arrival time in nanoseconds, on the clock named by the program's load-time constant.
+    /// Arrival time in nanoseconds, on the clock named by the program's load-time constant
+    /// ([`StampClock`]).
     pub arrival_ns: u64,
     /// [`FrameStamp::MAGIC`]: a driver without a metadata area leaves something else here.
     pub magic: u32,
