@@ -48,7 +48,8 @@ impl FrameStamp {
 }
 
 const _: () = assert!(FrameStamp::LEN == 16);
-const _: () = assert!(FrameStamp::LEN.is_multiple_of(4), "bpf_xdp_adjust_meta wants a multiple of four");
+const _: () =
+    assert!(FrameStamp::LEN.is_multiple_of(4), "bpf_xdp_adjust_meta wants a multiple of four");
 
 /// Per receive queue and per CPU: what the XDP program did with every frame.
 ///

@@ -2,5 +2,6 @@
 
 pub mod args;
 pub mod defaults;
+pub mod link;
 pub mod source;
 pub mod units;
