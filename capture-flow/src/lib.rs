@@ -5,6 +5,7 @@
 //! alone.
 #![forbid(unsafe_code)]
 
+pub mod community_id;
 pub mod config;
 pub mod decode;
 pub mod fragment;
