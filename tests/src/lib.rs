@@ -19,6 +19,7 @@
 //!
 //! All of it needs root. Without it the tests fail, they do not skip.
 
+pub mod account;
 pub mod netns;
 pub mod outside;
 pub mod process;
@@ -26,6 +27,7 @@ pub mod sensor;
 pub mod traffic;
 pub mod wire;
 
+pub use account::Account;
 pub use netns::Namespace;
 pub use process::Program;
 pub use wire::{Wire, WireSpec};

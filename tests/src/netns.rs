@@ -16,10 +16,11 @@ const PREFIX: &str = "swt";
 /// Where `ip netns` keeps the names.
 const NAMES: &str = "/run/netns";
 
-/// A named network namespace, deleted when dropped.
+/// A named network namespace, deleted when dropped if it was made here.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
+    ours: bool,
 }
 
 impl Namespace {
@@ -35,9 +36,15 @@ impl Namespace {
         let name = format!("{PREFIX}-{}-{number}-{label}", std::process::id());
         run(Command::new("ip").args(["netns", "add", &name]))
             .with_context(|| format!("making network namespace {name} (this needs root)"))?;
-        let namespace = Self { name };
+        let namespace = Self { name, ours: true };
         namespace.run("ip", &["link", "set", "lo", "up"])?;
         Ok(namespace)
+    }
+
+    /// A namespace that somebody else made (the lab) and will delete.
+    #[must_use]
+    pub fn existing(name: &str) -> Self {
+        Self { name: name.to_owned(), ours: false }
     }
 
     /// The name that `ip netns` knows it by.
@@ -99,6 +106,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        if !self.ours {
+            return;
+        }
         if let Err(error) = run(Command::new("ip").args(["netns", "del", &self.name])) {
             eprintln!("leaving network namespace {} behind: {error:#}", self.name);
         }

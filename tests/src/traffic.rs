@@ -1,6 +1,7 @@
 //! Traffic for the wire: trafgen makes as many frames as it is told, at a chosen pace.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -76,16 +77,7 @@ impl Frames {
     /// # Errors
     /// Where trafgen cannot be started.
     pub fn start(&self, wire: &Wire) -> Result<Sending> {
-        let payload =
-            self.bytes.checked_sub(HEADERS).context("a frame shorter than its headers")?;
-        let last = FIRST_PORT + self.flows.max(1) - 1;
-        let mut recipe = NamedTempFile::new()?;
-        writeln!(
-            recipe,
-            "{{ eth(da=02:00:00:00:00:02, sa=02:00:00:00:00:01), \
-             ipv4(saddr=10.1.0.1, daddr=10.1.0.2), \
-             udp(sport=dinc({FIRST_PORT}, {last}), dport=2000), fill('x', {payload}) }}"
-        )?;
+        let recipe = self.recipe()?;
         let mut command = wire.sender.command("trafgen");
         // One process on one CPU: which queue a frame takes is the wire's choice.
         command.args(["--dev", Wire::SENDER, "--cpus", "1", "--jumbo-support"]);
@@ -96,6 +88,34 @@ impl Frames {
             Pace::Flood => &mut command,
         };
         Ok(Sending { program: Program::start(&mut command)?, _recipe: recipe })
+    }
+
+    /// Writes them to a capture file instead (microseconds, little endian).
+    ///
+    /// # Errors
+    /// Where trafgen fails.
+    pub fn write(&self, file: &Path) -> Result<()> {
+        let recipe = self.recipe()?;
+        let mut command = Command::new("trafgen");
+        command.args(["--cpus", "1", "--jumbo-support", "--num", &self.count.to_string()]);
+        command.arg("--conf").arg(recipe.path()).arg("--out").arg(file);
+        crate::netns::run(&mut command).context("trafgen")?;
+        Ok(())
+    }
+
+    /// The frames in trafgen's language.
+    fn recipe(&self) -> Result<NamedTempFile> {
+        let payload =
+            self.bytes.checked_sub(HEADERS).context("a frame shorter than its headers")?;
+        let last = FIRST_PORT + self.flows.max(1) - 1;
+        let mut recipe = NamedTempFile::new()?;
+        writeln!(
+            recipe,
+            "{{ eth(da=02:00:00:00:00:02, sa=02:00:00:00:00:01), \
+             ipv4(saddr=10.1.0.1, daddr=10.1.0.2), \
+             udp(sport=dinc({FIRST_PORT}, {last}), dport=2000), fill('x', {payload}) }}"
+        )?;
+        Ok(recipe)
     }
 }
 
