@@ -1,0 +1,346 @@
+//! What a run shall do: the command line after everything about it was checked.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use capture_flow::config::{FlowConfig, Timeouts};
+use capture_flow::time::NanosDelta;
+
+use crate::args::{CaptureArgs, Mode, ReplayArgs, SessionArgs, StoreArgs};
+use crate::defaults;
+use crate::units::Bytes;
+
+/// Smallest and largest packet segment.
+const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=2 << 30;
+/// A segment where nothing else is asked for and the budget allows it.
+const DEFAULT_SEGMENT_BYTES: u64 = 256 << 20;
+/// Segments of one worker that are in use at the same time: one being filled, two ready, one
+/// being sealed.
+pub const SEGMENTS_IN_USE: u64 = 4;
+
+/// What `capture` shall do.
+#[derive(Clone, Debug)]
+pub struct CaptureConfig {
+    /// What it shares with `replay`.
+    pub common: Config,
+    /// Interfaces by name, each once.
+    pub interfaces: Vec<String>,
+    /// How frames are taken.
+    pub mode: Mode,
+    /// Cores for the workers, if they were chosen.
+    pub cores: Option<Vec<usize>>,
+    /// Slots of each receive ring, a power of two.
+    pub ring_size: u32,
+    /// Bytes of a receive buffer.
+    pub frame_size: u32,
+    /// Whether an interface that the host itself uses may be taken.
+    pub allow_host_interface: bool,
+    /// Stop after this time.
+    pub duration: Option<Duration>,
+    /// Stop after this many frames.
+    pub count: Option<u64>,
+}
+
+/// What `replay` shall do.
+#[derive(Clone, Debug)]
+pub struct ReplayConfig {
+    /// What it shares with `capture`.
+    pub common: Config,
+    /// Files in order.
+    pub files: Vec<PathBuf>,
+    /// Stop after this many frames.
+    pub count: Option<u64>,
+}
+
+/// What both need.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory of the store.
+    pub store: PathBuf,
+    /// The sensor's name, if one was given.
+    pub sensor: Option<String>,
+    /// Bytes for packets, if they were given.
+    packet_budget: Option<u64>,
+    /// Bytes for the session log, if they were given.
+    session_budget: Option<u64>,
+    /// Bytes of a segment, if they were given.
+    segment_bytes: Option<u64>,
+    /// Bytes kept of each frame, if not all.
+    pub snaplen: Option<u32>,
+    /// Time that one ledger line spans.
+    pub ledger_interval: NanosDelta,
+    /// No status line and no summary.
+    pub quiet: bool,
+    /// Rules for sessions. Seeds and worker numbers are the engine's to fill in.
+    pub flow: FlowConfig,
+}
+
+/// Bytes on disk that a run may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// For packets and their indexes.
+    pub packets: u64,
+    /// For the session log.
+    pub sessions: u64,
+    /// Of one segment.
+    pub segment: u64,
+}
+
+impl CaptureConfig {
+    /// Checks the arguments of `capture`.
+    ///
+    /// # Errors
+    /// Names the argument and what it can be.
+    pub fn new(args: CaptureArgs) -> Result<Self> {
+        let mut interfaces: Vec<String> = Vec::new();
+        for name in args.interfaces {
+            let name = name.trim().to_owned();
+            // IFNAMSIZ, and what the kernel refuses in names (dev_valid_name).
+            let valid = !name.is_empty()
+                && name.len() < 16
+                && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+            if !valid {
+                bail!("--iface: '{name}' cannot be the name of an interface; `ip link` lists them");
+            }
+            if interfaces.contains(&name) {
+                bail!("--iface: {name} is named twice");
+            }
+            interfaces.push(name);
+        }
+        if !args.ring_size.is_power_of_two() || !(64..=1 << 20).contains(&args.ring_size) {
+            bail!(
+                "--ring-size: {} is not a power of two from 64 to 1048576; {} is near",
+                args.ring_size,
+                args.ring_size.clamp(64, 1 << 20).next_power_of_two()
+            );
+        }
+        if !matches!(args.frame_size, 2048 | 4096) {
+            bail!("--frame-size: a receive buffer has 2048 or 4096 bytes, not {}", args.frame_size);
+        }
+        if args.duration.is_some_and(|duration| duration.is_zero()) {
+            bail!("--duration: must be longer than nothing");
+        }
+        Ok(Self {
+            common: Config::new(args.store, &args.sessions)?,
+            interfaces,
+            mode: args.mode,
+            cores: args.cores.map(|list| list.0),
+            ring_size: args.ring_size,
+            frame_size: args.frame_size as u32,
+            allow_host_interface: args.allow_host_interface,
+            duration: args.duration,
+            count: args.count,
+        })
+    }
+}
+
+impl ReplayConfig {
+    /// Checks the arguments of `replay`.
+    ///
+    /// # Errors
+    /// Names the argument and what it can be.
+    pub fn new(args: ReplayArgs) -> Result<Self> {
+        if args.files.iter().filter(|file| *file == Path::new("-")).count() > 1 {
+            bail!("standard input (-) can be replayed only once");
+        }
+        Ok(Self {
+            common: Config::new(args.store, &args.sessions)?,
+            files: args.files,
+            count: args.count,
+        })
+    }
+}
+
+impl Config {
+    fn new(args: StoreArgs, sessions: &SessionArgs) -> Result<Self> {
+        if let Some(bytes) = args.segment_size
+            && !SEGMENT_BYTES.contains(&bytes)
+        {
+            bail!(
+                "--segment-size: {} is not between {} and {}",
+                Bytes(bytes),
+                Bytes(*SEGMENT_BYTES.start()),
+                Bytes(*SEGMENT_BYTES.end())
+            );
+        }
+        if let Some(name) = &args.sensor
+            && (name.is_empty() || name.len() > 64 || name.contains(char::is_control))
+        {
+            bail!("--sensor: a name has 1 to 64 bytes and no control characters");
+        }
+        let ledger_interval = delta(args.ledger_interval);
+        if ledger_interval < NanosDelta::from_millis(100) {
+            bail!("--ledger-interval: at least 100ms");
+        }
+        Ok(Self {
+            store: args.store,
+            sensor: args.sensor,
+            packet_budget: args.packet_budget,
+            session_budget: args.session_budget,
+            segment_bytes: args.segment_size,
+            snaplen: args.snaplen,
+            ledger_interval,
+            quiet: args.quiet,
+            flow: flow_config(sessions)?,
+        })
+    }
+
+    /// Decides how much of the disk under the store the run may use: what was asked for, or a
+    /// share of what the filesystem can give (free space and what the store already holds).
+    ///
+    /// # Errors
+    /// The filesystem cannot be asked, or the budget holds less than the segments that `workers`
+    /// workers have in use at the same time.
+    pub fn space(&self, held: u64, workers: usize) -> Result<Space> {
+        let stat = rustix::fs::statvfs(&self.store)
+            .with_context(|| format!("cannot ask for the space under {}", self.store.display()))?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        self.space_of(free.saturating_add(held), workers)
+    }
+
+    fn space_of(&self, available: u64, workers: usize) -> Result<Space> {
+        let share = |percent: u64| (available / 100).saturating_mul(percent);
+        let packets = self.packet_budget.unwrap_or_else(|| share(70));
+        let sessions = self.session_budget.unwrap_or_else(|| share(20));
+        let in_use = SEGMENTS_IN_USE.saturating_mul(workers.max(1) as u64);
+        let segment = self.segment_bytes.unwrap_or_else(|| {
+            // At least as many again for the past.
+            let fits = packets / in_use.saturating_mul(2);
+            let fits = fits & !(*SEGMENT_BYTES.start() - 1);
+            fits.clamp(*SEGMENT_BYTES.start(), DEFAULT_SEGMENT_BYTES)
+        });
+        let least = segment.saturating_mul(in_use.saturating_add(1));
+        if packets < least {
+            bail!(
+                "--packet-budget: {} is too little: {workers} workers with segments of {} need {} \
+                 at least; give more, free some space, or choose a smaller --segment-size",
+                Bytes(packets),
+                Bytes(segment),
+                Bytes(least)
+            );
+        }
+        Ok(Space { packets, sessions, segment })
+    }
+
+    /// Bytes of a segment for a replay of about `input` bytes: a whole one is allocated and
+    /// cleared, so a small capture gets small ones.
+    #[must_use]
+    pub fn replay_segment(&self, space: Space, input: Option<u64>) -> u64 {
+        if self.segment_bytes.is_some() {
+            return space.segment;
+        }
+        let (least, most) = (*SEGMENT_BYTES.start(), space.segment.max(*SEGMENT_BYTES.start()));
+        // Record headers grow by nothing, but pcapng has larger ones and gzip hides the size.
+        input
+            .map_or(most, |bytes| bytes.saturating_add(bytes / 4).next_multiple_of(least))
+            .clamp(least, most)
+    }
+}
+
+fn flow_config(args: &SessionArgs) -> Result<FlowConfig> {
+    let stock = Timeouts::default();
+    let or = |given: Option<Duration>, stock: NanosDelta| given.map_or(stock, delta);
+    let timeouts = Timeouts {
+        tcp_attempt: or(args.tcp_attempt_timeout, stock.tcp_attempt),
+        tcp_close: or(args.tcp_close_timeout, stock.tcp_close),
+        tcp_reset: or(args.tcp_reset_timeout, stock.tcp_reset),
+        tcp_partial_close: or(args.tcp_partial_close_timeout, stock.tcp_partial_close),
+        tcp_inactivity: or(args.tcp_timeout, stock.tcp_inactivity),
+        udp_inactivity: or(args.udp_timeout, stock.udp_inactivity),
+        icmp_inactivity: or(args.icmp_timeout, stock.icmp_inactivity),
+        other_inactivity: or(args.other_timeout, stock.other_inactivity),
+        fragment: or(args.fragment_timeout, stock.fragment),
+    };
+    let bytes = |name: &str, value: u64| {
+        usize::try_from(value).with_context(|| format!("--{name}: more than this machine addresses"))
+    };
+    Ok(FlowConfig {
+        timeouts,
+        interim: delta(args.interim),
+        checksums: args.checksums.into(),
+        likely_server_ports: args
+            .likely_server_ports
+            .clone()
+            .map_or_else(defaults::likely_server_ports, |list| list.0),
+        local_nets: args.local_nets.clone().map_or_else(defaults::local_nets, |list| list.0),
+        vlan_in_key: args.vlan_in_key,
+        community_id_seed: args.community_id_seed,
+        table_bytes: bytes("table-memory", args.table_memory)?,
+        fragment_bytes: bytes("fragment-memory", args.fragment_memory)?,
+        hash_seed: 0,
+        uid_seed: 0,
+        worker: 0,
+    })
+}
+
+fn delta(duration: Duration) -> NanosDelta {
+    NanosDelta(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn capture(args: &[&str]) -> Result<CaptureConfig> {
+        let base = ["stillwired", "capture", "--store", "/nowhere"];
+        let cli = Cli::try_parse_from(base.iter().chain(args))?;
+        match cli.command {
+            Command::Capture(args) => CaptureConfig::new(*args),
+            _ => bail!("not a capture"),
+        }
+    }
+
+    fn message(args: &[&str]) -> String {
+        capture(args).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn interfaces_are_named_once_each() {
+        let config = capture(&["-i", "a,b", "--iface", "c"]).expect("valid");
+        assert_eq!(config.interfaces, ["a", "b", "c"]);
+        assert!(message(&["-i", "a,a"]).contains("twice"));
+        assert!(message(&["-i", "no/such"]).contains("--iface"));
+        assert!(message(&["-i", "a-name-that-is-too-long"]).contains("--iface"));
+    }
+
+    #[test]
+    fn an_error_names_the_argument() {
+        assert!(message(&["-i", "a", "--ring-size", "1000"]).contains("1024 is near"));
+        assert!(message(&["-i", "a", "--ring-size", "32"]).contains("--ring-size"));
+        assert!(message(&["-i", "a", "--frame-size", "1500"]).contains("--frame-size"));
+        assert!(message(&["-i", "a", "--segment-size", "1k"]).contains("--segment-size"));
+        assert!(message(&["-i", "a", "--sensor", ""]).contains("--sensor"));
+        assert!(message(&["-i", "a", "--local-nets", "10/8"]).contains("10/8"));
+        assert!(message(&["-i", "a", "--duration", "0"]).contains("--duration"));
+        assert!(capture(&["-i", "a", "--ring-size", "64"]).is_ok());
+    }
+
+    #[test]
+    fn space_is_a_share_unless_it_is_given() {
+        let gib = 1 << 30;
+        let config = capture(&["-i", "a"]).expect("valid").common;
+        let space = config.space_of(100 * gib, 2).expect("fits");
+        assert_eq!(space.packets, 100 * gib / 100 * 70);
+        assert_eq!(space.segment, DEFAULT_SEGMENT_BYTES);
+        // A small disk gets small segments.
+        let space = config.space_of(gib, 2).expect("fits");
+        assert!(space.segment * 16 <= space.packets);
+        assert!(config.space_of(8 << 20, 2).is_err());
+        let given = capture(&["-i", "a", "--packet-budget", "1GiB", "--segment-size", "256MiB"]);
+        let error = given.expect("valid").common.space_of(100 * gib, 1).expect_err("too little");
+        assert!(error.to_string().contains("--packet-budget"));
+    }
+
+    #[test]
+    fn a_small_replay_gets_small_segments() {
+        let config = capture(&["-i", "a"]).expect("valid").common;
+        let space = Space { packets: 1 << 40, sessions: 1 << 40, segment: 256 << 20 };
+        assert_eq!(config.replay_segment(space, Some(1000)), 1 << 20);
+        assert_eq!(config.replay_segment(space, Some(1 << 40)), 256 << 20);
+        assert_eq!(config.replay_segment(space, None), 256 << 20);
+    }
+}
