@@ -7,14 +7,13 @@
 //!          = recorded + dropped by reason
 //! ```
 //!
-//! A worker writes its counters once a batch and nobody else does, so relaxed stores suffice; a
-//! reader sees each counter as of some moment near now. Between batches, and after the end, they
-//! fit together exactly.
+//! A worker writes its counters once a batch and nobody else does. A version number around them
+//! (a seqlock) lets a reader see them as they were after one batch, so that the equations hold
+//! for what it sees at any time.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering, fence};
 
 use capture_flow::decode::Undecodable;
-use capture_flow::frame::IfaceId;
 use capture_flow::stats::FlowStats;
 use capture_flow::time::Nanos;
 use capture_store::drops::DropReason;
@@ -27,6 +26,9 @@ pub const UNDECODABLE_REASONS: usize = Undecodable::ALL.len();
 /// What one worker counts; kept on cache lines of its own.
 #[derive(Debug, Default)]
 pub struct WorkerCounters {
+    /// Odd while the worker writes.
+    version: AtomicU64,
+    sources: Box<[SourceCounters]>,
     received: AtomicU64,
     wire_bytes: AtomicU64,
     recorded: AtomicU64,
@@ -46,9 +48,36 @@ pub struct WorkerCounters {
     complete_through: AtomicI64,
 }
 
+/// What a worker took from one of its sources.
+#[derive(Debug, Default)]
+struct SourceCounters {
+    frames: AtomicU64,
+    wire_bytes: AtomicU64,
+    last_ts: AtomicI64,
+}
+
+/// What a worker took from one of its sources (a queue of an interface, or a file).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceCounts {
+    /// Frames received.
+    pub frames: u64,
+    /// Their bytes on the wire.
+    pub wire_bytes: u64,
+    /// Time of the latest of them; [`Nanos::MIN`] before the first.
+    pub last_ts: Nanos,
+}
+
+impl Default for SourceCounts {
+    fn default() -> Self {
+        Self { frames: 0, wire_bytes: 0, last_ts: Nanos::MIN }
+    }
+}
+
 /// The counters of one worker as they were at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkerCounts {
+    /// What each of its sources gave.
+    pub sources: Vec<SourceCounts>,
     /// Frames taken from sources.
     pub received: u64,
     /// Their bytes on the wire.
@@ -106,7 +135,8 @@ impl WorkerCounts {
         self.received.abs_diff(kept).max(self.received.abs_diff(read))
     }
 
-    /// Adds another worker's counts; the clocks take the earlier of both.
+    /// Adds another worker's counts, those of its sources aside; the clocks take the earlier of
+    /// both.
     pub fn add(&mut self, other: &Self) {
         let pairs = [
             (&mut self.received, other.received),
@@ -144,17 +174,43 @@ pub struct RecordCounts {
     pub dropped: [u64; DROP_REASONS],
 }
 
+/// What a worker lets others see after a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// What the recorder counts.
+    pub record: &'a RecordCounts,
+    /// What the session table counts.
+    pub flow: &'a FlowStats,
+    /// Rows that the hand-off to the flush thread could not take.
+    pub rows_lost: u64,
+    /// What each source gave.
+    pub sources: &'a [SourceCounts],
+    /// The worker's clock.
+    pub engine_now: Nanos,
+    /// Every session with a frame before this moment has a row.
+    pub complete_through: Nanos,
+}
+
 impl WorkerCounters {
+    /// Counters of a worker with so many sources.
+    #[must_use]
+    pub fn new(sources: usize) -> Self {
+        let sources = (0..sources).map(|_| SourceCounters::default()).collect();
+        let counters = Self { sources, ..Self::default() };
+        for source in &counters.sources {
+            source.last_ts.store(Nanos::MIN.0, Ordering::Relaxed);
+        }
+        counters
+    }
+
     /// Lets others see a worker's own counts. Only that worker calls it, once a batch.
-    pub fn publish(
-        &self,
-        record: &RecordCounts,
-        flow: &FlowStats,
-        rows_lost: u64,
-        engine_now: Nanos,
-        complete_through: Nanos,
-    ) {
+    pub fn publish(&self, progress: &Progress<'_>) {
         let relaxed = Ordering::Relaxed;
+        let Progress { record, flow, .. } = progress;
+        let version = self.version.load(relaxed);
+        self.version.store(version.wrapping_add(1), relaxed);
+        // No store below may be seen before the odd version.
+        fence(Ordering::Release);
         let dropped = record.dropped.iter().fold(0_u64, |sum, n| sum.wrapping_add(*n));
         self.received.store(record.frames.wrapping_add(dropped), relaxed);
         self.wire_bytes.store(flow.frame_bytes, relaxed);
@@ -174,19 +230,46 @@ impl WorkerCounters {
         self.created.store(flow.created, relaxed);
         self.evicted.store(flow.evicted, relaxed);
         self.rows.store(flow.rows, relaxed);
-        self.rows_lost.store(rows_lost, relaxed);
-        self.engine_now.store(engine_now.0, relaxed);
-        // Last, and with release: who reads this finds every row before it in the hand-off.
-        self.complete_through.store(complete_through.0, Ordering::Release);
+        self.rows_lost.store(progress.rows_lost, relaxed);
+        self.engine_now.store(progress.engine_now.0, relaxed);
+        self.complete_through.store(progress.complete_through.0, relaxed);
+        for (shared, own) in self.sources.iter().zip(progress.sources) {
+            shared.frames.store(own.frames, relaxed);
+            shared.wire_bytes.store(own.wire_bytes, relaxed);
+            shared.last_ts.store(own.last_ts.0, relaxed);
+        }
+        // Release: who sees this version sees all of the above, and every row in the hand-off
+        // that was put there before.
+        self.version.store(version.wrapping_add(2), Ordering::Release);
     }
 
-    /// The counters now.
+    /// The counters as they were after one batch.
     #[must_use]
     pub fn read(&self) -> WorkerCounts {
+        loop {
+            let before = self.version.load(Ordering::Acquire);
+            let counts = self.read_any();
+            // No load above may happen after the version is looked at again.
+            fence(Ordering::Acquire);
+            if before % 2 == 0 && self.version.load(Ordering::Relaxed) == before {
+                return counts;
+            }
+            // The worker may have been interrupted in the middle; writing takes it well below a
+            // microsecond otherwise.
+            std::thread::yield_now();
+        }
+    }
+
+    fn read_any(&self) -> WorkerCounts {
         let relaxed = Ordering::Relaxed;
-        let complete_through = Nanos(self.complete_through.load(Ordering::Acquire));
+        let sources = self.sources.iter().map(|source| SourceCounts {
+            frames: source.frames.load(relaxed),
+            wire_bytes: source.wire_bytes.load(relaxed),
+            last_ts: Nanos(source.last_ts.load(relaxed)),
+        });
         WorkerCounts {
-            complete_through,
+            sources: sources.collect(),
+            complete_through: Nanos(self.complete_through.load(relaxed)),
             engine_now: Nanos(self.engine_now.load(relaxed)),
             received: self.received.load(relaxed),
             wire_bytes: self.wire_bytes.load(relaxed),
@@ -211,63 +294,6 @@ fn load(counter: Option<&AtomicU64>) -> u64 {
     counter.map_or(0, |counter| counter.load(Ordering::Relaxed))
 }
 
-/// What one source (a queue of an interface) has given, as its worker last said.
-#[derive(Debug)]
-pub struct SourceAccount {
-    /// The interface.
-    pub iface: IfaceId,
-    /// Its receive queue.
-    pub queue: u32,
-    /// Worker that serves it.
-    pub worker: u16,
-    frames: AtomicU64,
-    wire_bytes: AtomicU64,
-    last_ts: AtomicI64,
-    malformed: AtomicU64,
-}
-
-impl SourceAccount {
-    /// An account of nothing yet.
-    #[must_use]
-    pub fn new(iface: IfaceId, queue: u32, worker: u16) -> Self {
-        Self {
-            iface,
-            queue,
-            worker,
-            frames: AtomicU64::new(0),
-            wire_bytes: AtomicU64::new(0),
-            last_ts: AtomicI64::new(Nanos::MIN.0),
-            malformed: AtomicU64::new(0),
-        }
-    }
-
-    /// Adds a batch. Only the worker that owns the source calls it.
-    pub fn add_batch(&self, frames: u64, wire_bytes: u64, last_ts: Nanos) {
-        let relaxed = Ordering::Relaxed;
-        self.frames.store(self.frames.load(relaxed).wrapping_add(frames), relaxed);
-        self.wire_bytes.store(self.wire_bytes.load(relaxed).wrapping_add(wire_bytes), relaxed);
-        self.last_ts.store(last_ts.0, relaxed);
-    }
-
-    /// Frames received.
-    #[must_use]
-    pub fn frames(&self) -> u64 {
-        self.frames.load(Ordering::Relaxed)
-    }
-
-    /// Their bytes on the wire.
-    #[must_use]
-    pub fn wire_bytes(&self) -> u64 {
-        self.wire_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Time of the latest frame; [`Nanos::MIN`] before the first.
-    #[must_use]
-    pub fn last_ts(&self) -> Nanos {
-        Nanos(self.last_ts.load(Ordering::Relaxed))
-    }
-}
-
 /// What lies between the XDP program and a worker, for one queue: read in the order of the fields,
 /// so that the bounds below hold although the link runs on meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -276,18 +302,20 @@ pub struct RingReading {
     pub steered_before: u64,
     /// Frames that the worker had received.
     pub received: u64,
-    /// Frames that the socket says it lost (`ring_full + dropped`).
+    /// Frames that the socket says it lost.
     pub lost: u64,
     /// Frames steered to the socket, read last.
-    pub steered_after: u64,
+    pub steered: u64,
     /// Frames that rings and the worker's batch can hold.
     pub capacity: u64,
 }
 
-/// What a [`RingReading`] means.
+/// What a [`RingReading`] means: `steered = received + lost + in_ring`, unless there is a surplus.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingBalance {
-    /// Frames that the kernel says were lost, with those that nothing explains.
+    /// Frames between program and worker.
+    pub in_ring: u64,
+    /// Frames lost: those that the kernel says were lost, and those that nothing explains.
     pub lost: u64,
     /// Among them: lost with no counter that says so.
     pub unexplained: u64,
@@ -303,12 +331,15 @@ impl RingReading {
     #[must_use]
     pub fn balance(&self, at_rest: bool) -> RingBalance {
         let known = self.received.saturating_add(self.lost);
-        let in_flight = if at_rest { 0 } else { self.capacity };
-        let unexplained = self.steered_before.saturating_sub(known.saturating_add(in_flight));
+        let between = self.steered.saturating_sub(known);
+        let meanwhile = self.steered.saturating_sub(self.steered_before);
+        let room = if at_rest { 0 } else { self.capacity.saturating_add(meanwhile) };
+        let unexplained = between.saturating_sub(room);
         RingBalance {
+            in_ring: between.saturating_sub(unexplained),
             lost: self.lost.saturating_add(unexplained),
             unexplained,
-            surplus: known.saturating_sub(self.steered_after),
+            surplus: known.saturating_sub(self.steered),
         }
     }
 }
@@ -319,21 +350,59 @@ mod tests {
 
     #[test]
     fn published_counts_are_read_back() {
-        let counters = WorkerCounters::default();
+        let counters = WorkerCounters::new(1);
         let mut record = RecordCounts { frames: 5, bytes: 500, ..RecordCounts::default() };
         record.dropped[DropReason::NoSegment.index()] = 2;
         let mut flow = FlowStats { frames: 7, decoded: 4, held: 1, ..FlowStats::default() };
         flow.undecodable[0] = 2;
-        counters.publish(&record, &flow, 3, Nanos(10), Nanos(9));
+        let sources = [SourceCounts { frames: 7, wire_bytes: 700, last_ts: Nanos(8) }];
+        counters.publish(&Progress {
+            record: &record,
+            flow: &flow,
+            rows_lost: 3,
+            sources: &sources,
+            engine_now: Nanos(10),
+            complete_through: Nanos(9),
+        });
         let counts = counters.read();
         assert_eq!((counts.received, counts.recorded, counts.dropped_frames()), (7, 5, 2));
         assert_eq!((counts.rows_lost, counts.complete_through), (3, Nanos(9)));
+        assert_eq!(counts.sources, sources);
         assert_eq!(counts.imbalance(), 0);
-        assert_eq!(WorkerCounts { received: 8, ..counts }.imbalance(), 1);
-        let mut both = counts;
+        assert_eq!(WorkerCounts { received: 8, ..counts.clone() }.imbalance(), 1);
+        let mut both = counts.clone();
         both.add(&WorkerCounts { complete_through: Nanos(4), ..counts });
         assert_eq!((both.received, both.undecodable_frames()), (14, 4));
         assert_eq!((both.complete_through, both.engine_now), (Nanos(4), Nanos(10)));
+    }
+
+    #[test]
+    fn a_reader_never_sees_half_a_batch() {
+        let counters = WorkerCounters::new(1);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in 0..200_000 {
+                    let record = RecordCounts { frames: n, ..RecordCounts::default() };
+                    let flow = FlowStats { frames: n, decoded: n, ..FlowStats::default() };
+                    let sources = [SourceCounts { frames: n, ..SourceCounts::default() }];
+                    counters.publish(&Progress {
+                        record: &record,
+                        flow: &flow,
+                        rows_lost: 0,
+                        sources: &sources,
+                        engine_now: Nanos(0),
+                        complete_through: Nanos(0),
+                    });
+                }
+                done.store(true, Ordering::Release);
+            });
+            while !done.load(Ordering::Acquire) {
+                let counts = counters.read();
+                assert_eq!(counts.imbalance(), 0);
+                assert_eq!(counts.sources.first().map(|s| s.frames), Some(counts.received));
+            }
+        });
     }
 
     #[test]
@@ -342,13 +411,13 @@ mod tests {
             steered_before: 1000,
             received: 900,
             lost: 40,
-            steered_after: 1010,
+            steered: 1010,
             capacity: 64,
         };
         let running = reading.balance(false);
-        assert_eq!(running, RingBalance { lost: 40, unexplained: 0, surplus: 0 });
+        assert_eq!(running, RingBalance { in_ring: 70, lost: 40, unexplained: 0, surplus: 0 });
         let rest = reading.balance(true);
-        assert_eq!(rest, RingBalance { lost: 100, unexplained: 60, surplus: 0 });
+        assert_eq!(rest, RingBalance { in_ring: 0, lost: 110, unexplained: 70, surplus: 0 });
     }
 
     #[test]
@@ -357,7 +426,7 @@ mod tests {
             steered_before: 1000,
             received: 100,
             lost: 0,
-            steered_after: 1000,
+            steered: 1000,
             capacity: 64,
         };
         assert_eq!(reading.balance(false).unexplained, 836);

@@ -253,7 +253,8 @@ fn flow_config(args: &SessionArgs) -> Result<FlowConfig> {
         fragment: or(args.fragment_timeout, stock.fragment),
     };
     let bytes = |name: &str, value: u64| {
-        usize::try_from(value).with_context(|| format!("--{name}: more than this machine addresses"))
+        usize::try_from(value)
+            .with_context(|| format!("--{name}: more than this machine addresses"))
     };
     Ok(FlowConfig {
         timeouts,

@@ -5,5 +5,21 @@ pub mod args;
 pub mod config;
 pub mod defaults;
 pub mod link;
+pub mod keeper;
+pub mod recorder;
 pub mod source;
 pub mod units;
+pub mod worker;
+
+/// An error and its causes in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,312 @@
+//! The threads that keep packet segments coming and going: one prepares them ahead of need, the
+//! other seals what is full and keeps the disk budgets. No worker ever waits for them.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use capture_store::drops::DropReason;
+use capture_store::segment::{
+    self, FilledSegment, PrepareError, PreparedSegment, SealPolicy, SealedSegment, SegmentSpec,
+};
+use crossbeam::channel::Sender;
+use crossbeam::queue::{ArrayQueue, SegQueue};
+use tracing::{error, info, warn};
+
+/// Segments ready for each worker.
+pub const READY: usize = 2;
+/// How often a thread looks around when nobody wakes it.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long after a failure a segment is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// No trouble (see [`Lane`]).
+const FINE: u8 = u8::MAX;
+
+/// What passes between one worker and the keeper. Neither side waits for the other.
+pub struct Lane {
+    worker: u16,
+    ready: ArrayQueue<PreparedSegment>,
+    filled: SegQueue<FilledSegment>,
+    /// Index of the reason why no segment is ready, or [`FINE`].
+    trouble: AtomicU8,
+    preparer: OnceLock<Thread>,
+    sealer: OnceLock<Thread>,
+}
+
+impl Lane {
+    /// A lane with nothing in it.
+    #[must_use]
+    pub fn new(worker: u16) -> Self {
+        Self {
+            worker,
+            ready: ArrayQueue::new(READY),
+            filled: SegQueue::new(),
+            trouble: AtomicU8::new(FINE),
+            preparer: OnceLock::new(),
+            sealer: OnceLock::new(),
+        }
+    }
+
+    /// A prepared segment, or why there is none.
+    ///
+    /// # Errors
+    /// The reason under which frames are now dropped.
+    pub fn take_ready(&self) -> Result<PreparedSegment, DropReason> {
+        let Some(prepared) = self.ready.pop() else {
+            let trouble = usize::from(self.trouble.load(Ordering::Relaxed));
+            return Err(DropReason::ALL.get(trouble).copied().unwrap_or(DropReason::NoSegment));
+        };
+        if let Some(preparer) = self.preparer.get() {
+            preparer.unpark();
+        }
+        Ok(prepared)
+    }
+
+    /// Hands over a segment that is full.
+    pub fn fill(&self, segment: FilledSegment) {
+        self.filled.push(segment);
+        if let Some(sealer) = self.sealer.get() {
+            sealer.unpark();
+        }
+    }
+
+    /// Segments waiting to be sealed.
+    #[must_use]
+    pub fn unsealed(&self) -> usize {
+        self.filled.len()
+    }
+}
+
+/// What the keeper tells the flush thread, for the ledger.
+#[derive(Debug)]
+pub enum KeeperNews {
+    /// A segment was sealed.
+    Sealed(SealedSegment),
+    /// Something that an operator should see.
+    Said(String),
+}
+
+/// How segments of one worker are made.
+pub struct Making {
+    /// The worker's lane.
+    pub lane: Arc<Lane>,
+    /// The worker's directory in the store.
+    pub dir: PathBuf,
+    /// Sequence number of the next segment.
+    pub next_sequence: u64,
+    /// What a segment shall be.
+    pub spec: SegmentSpec,
+}
+
+impl Making {
+    fn prepare(&mut self) -> Result<(), PrepareError> {
+        let prepared = segment::prepare(&self.dir, self.next_sequence, &self.spec)?;
+        self.next_sequence = self.next_sequence.saturating_add(1);
+        // Only the preparer pushes, and only while there is room.
+        if let Err(surplus) = self.lane.ready.push(prepared) {
+            discard(surplus);
+        }
+        Ok(())
+    }
+}
+
+/// The thread that prepares segments.
+pub struct Preparer {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Preparer {
+    /// Prepares the first segment of every worker, so that a disk that cannot be used is noticed
+    /// before anything is captured, then starts the thread.
+    ///
+    /// # Errors
+    /// A segment cannot be prepared, or the thread cannot be started.
+    pub fn start(mut makings: Vec<Making>, news: Sender<KeeperNews>) -> Result<Self> {
+        for making in &mut makings {
+            making.prepare()?;
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let lanes: Vec<_> = makings.iter().map(|making| Arc::clone(&making.lane)).collect();
+        let thread = thread::Builder::new()
+            .name("preparer".to_owned())
+            .spawn(move || prepare_ahead(makings, &stopped, &news))
+            .context("cannot start the thread that prepares segments")?;
+        for lane in lanes {
+            let _ = lane.preparer.set(thread.thread().clone());
+        }
+        Ok(Self { stop, thread })
+    }
+
+    /// Ends the thread and removes the segments that nobody took. Returns whether it had ended
+    /// by itself, which it never should.
+    pub fn stop(self) -> bool {
+        let died = self.thread.is_finished();
+        self.stop.store(true, Ordering::Release);
+        self.thread.thread().unpark();
+        self.thread.join().is_err() || died
+    }
+
+    /// Whether the thread runs.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !self.thread.is_finished()
+    }
+}
+
+fn prepare_ahead(mut makings: Vec<Making>, stop: &AtomicBool, news: &Sender<KeeperNews>) {
+    let mut retry_at: Option<Instant> = None;
+    while !stop.load(Ordering::Acquire) {
+        let due = retry_at.is_none_or(|at| Instant::now() >= at);
+        if due {
+            retry_at = None;
+        }
+        // One segment for each in turn, the emptiest lane first.
+        makings.sort_by_key(|making| making.lane.ready.len());
+        let next = makings.iter_mut().find(|making| making.lane.ready.len() < READY);
+        let Some(making) = next.filter(|_| due) else {
+            thread::park_timeout(LOOK);
+            continue;
+        };
+        let worker = making.lane.worker;
+        match making.prepare() {
+            Ok(()) => {
+                if making.lane.trouble.swap(FINE, Ordering::Relaxed) != FINE {
+                    info!(worker, "segments can be prepared again");
+                }
+            }
+            Err(failure) => {
+                let reason = match failure {
+                    PrepareError::DiskFull { .. } => DropReason::DiskFull,
+                    _ => DropReason::SegmentFailed,
+                };
+                let before = making.lane.trouble.swap(reason.index() as u8, Ordering::Relaxed);
+                if before != reason.index() as u8 {
+                    let cause = crate::chain(&failure);
+                    error!(worker, "no segment: {cause}; {}", reason.explain());
+                    let text = format!("worker {worker}: no segment can be prepared: {cause}");
+                    let _ = news.send(KeeperNews::Said(text));
+                }
+                retry_at = Some(Instant::now() + RETRY);
+            }
+        }
+    }
+    for making in &makings {
+        while let Some(unused) = making.lane.ready.pop() {
+            discard(unused);
+        }
+    }
+}
+
+fn discard(segment: PreparedSegment) {
+    let sequence = segment.sequence();
+    if let Err(error) = segment.discard() {
+        warn!(sequence, "cannot remove an unused segment: {error}; the next start removes it");
+    }
+}
+
+/// The thread that seals segments and keeps the budgets.
+pub struct Sealer {
+    stop: Arc<AtomicBool>,
+    failed: Arc<AtomicUsize>,
+    thread: JoinHandle<()>,
+}
+
+impl Sealer {
+    /// Starts the thread. `after` is called whenever segments were sealed, and once in a while
+    /// when none were: it keeps the budgets.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(
+        lanes: Vec<Arc<Lane>>,
+        policy: SealPolicy,
+        news: Sender<KeeperNews>,
+        after: impl FnMut() + Send + 'static,
+    ) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let failed = Arc::new(AtomicUsize::new(0));
+        let (stopped, failures) = (Arc::clone(&stop), Arc::clone(&failed));
+        let theirs = lanes.clone();
+        let thread = thread::Builder::new()
+            .name("sealer".to_owned())
+            .spawn(move || seal_filled(&theirs, policy, &stopped, &failures, &news, after))
+            .context("cannot start the thread that seals segments")?;
+        for lane in lanes {
+            let _ = lane.sealer.set(thread.thread().clone());
+        }
+        Ok(Self { stop, failed, thread })
+    }
+
+    /// Seals what is still there and ends the thread.
+    ///
+    /// # Errors
+    /// Segments were left unsealed: they can be read, and the next start seals them.
+    pub fn stop(self) -> Result<()> {
+        self.stop.store(true, Ordering::Release);
+        self.thread.thread().unpark();
+        let died = self.thread.join().is_err();
+        let failed = self.failed.load(Ordering::Acquire);
+        anyhow::ensure!(!died, "the thread that seals segments failed; the next start seals them");
+        anyhow::ensure!(
+            failed == 0,
+            "{failed} segments could not be sealed (see above); the next start seals them"
+        );
+        Ok(())
+    }
+
+    /// Whether the thread runs.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !self.thread.is_finished()
+    }
+}
+
+fn seal_filled(
+    lanes: &[Arc<Lane>],
+    policy: SealPolicy,
+    stop: &AtomicBool,
+    failed: &AtomicUsize,
+    news: &Sender<KeeperNews>,
+    mut after: impl FnMut(),
+) {
+    /// How often budgets are looked at when no segment was sealed.
+    const BUDGETS: Duration = Duration::from_secs(10);
+    let mut looked = Instant::now();
+    loop {
+        // Before the queues are emptied: what is filled after a stop nobody would seal.
+        let stopping = stop.load(Ordering::Acquire);
+        let mut any = false;
+        for lane in lanes {
+            while let Some(segment) = lane.filled.pop() {
+                any = true;
+                match segment.seal(&policy) {
+                    Ok(Some(sealed)) => {
+                        let _ = news.send(KeeperNews::Sealed(sealed));
+                    }
+                    Ok(None) => {}
+                    Err(failure) => {
+                        failed.fetch_add(1, Ordering::Release);
+                        let cause = crate::chain(&failure);
+                        error!("{cause}; it stays readable and the next start seals it");
+                        let _ = news.send(KeeperNews::Said(cause));
+                    }
+                }
+            }
+        }
+        if any || looked.elapsed() >= BUDGETS {
+            looked = Instant::now();
+            after();
+        }
+        if stopping {
+            return;
+        }
+        if !any {
+            thread::park_timeout(LOOK);
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! One core's loop: frames come in batches, are recorded, and become sessions.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, Thread};
+
+use capture_flow::config::ConfigError;
+use capture_flow::config::FlowConfig;
+use capture_flow::frame::{Frame, PcapPosition};
+use capture_flow::key::FlowHash;
+use capture_flow::sink::{Mark, SessionUpdate, Sink};
+use capture_flow::stats::FlowStats;
+use capture_flow::table::SessionTable;
+use capture_flow::time::Nanos;
+use crossbeam::queue::ArrayQueue;
+use crossbeam::utils::CachePadded;
+
+use crate::account::{Progress, SourceCounts, WorkerCounters};
+use crate::recorder::Recorder;
+use crate::source::{BATCH, SourceFrame};
+
+/// Session updates that wait for the flush thread, at most.
+pub const HAND_OFF: usize = 1 << 16;
+/// Frames in several pieces are put together here; more than a batch of them needs it to grow.
+const JUMBO_BYTES: usize = 1 << 20;
+
+/// What a worker shares with the flush thread and the status line.
+pub struct Shared {
+    /// Its number.
+    pub worker: u16,
+    /// Its counters.
+    pub counters: CachePadded<WorkerCounters>,
+    /// Session updates on their way to the flush thread.
+    pub updates: ArrayQueue<SessionUpdate>,
+}
+
+impl Shared {
+    /// Nothing counted, nothing on its way, for a worker with so many sources.
+    #[must_use]
+    pub fn new(worker: u16, sources: usize) -> Self {
+        Self {
+            worker,
+            counters: CachePadded::new(WorkerCounters::new(sources)),
+            updates: ArrayQueue::new(HAND_OFF),
+        }
+    }
+}
+
+/// What happens to a session update when the hand-off is full.
+pub enum WhenFull {
+    /// It is lost, and counted: a live worker never waits.
+    Lose,
+    /// The flush thread is woken and waited for: a replay loses nothing.
+    Wait(Thread),
+}
+
+/// What a worker does with frames, wherever they come from: they are recorded, their sessions
+/// accounted, and every batch is published.
+pub struct Pipeline {
+    table: SessionTable,
+    recorder: Recorder,
+    shared: Arc<Shared>,
+    when_full: WhenFull,
+    rows_lost: u64,
+    jumbo: Vec<u8>,
+}
+
+/// Takes what the table finds out.
+struct HandOff<'a> {
+    recorder: &'a mut Recorder,
+    shared: &'a Shared,
+    when_full: &'a WhenFull,
+    rows_lost: &'a mut u64,
+}
+
+impl Sink for HandOff<'_> {
+    #[inline]
+    fn touch(&mut self, at: PcapPosition, flow: FlowHash, mark: &mut Mark) {
+        self.recorder.touch(at, flow, mark);
+    }
+
+    fn session(&mut self, update: SessionUpdate) {
+        let mut update = update;
+        while let Err(refused) = self.shared.updates.push(update) {
+            match self.when_full {
+                WhenFull::Lose => {
+                    *self.rows_lost += 1;
+                    return;
+                }
+                WhenFull::Wait(flush) => {
+                    flush.unpark();
+                    thread::yield_now();
+                    update = refused;
+                }
+            }
+        }
+    }
+}
+
+impl Pipeline {
+    /// A pipeline without sessions.
+    ///
+    /// # Errors
+    /// A session rule that cannot be used.
+    pub fn new(
+        flow: FlowConfig,
+        recorder: Recorder,
+        shared: Arc<Shared>,
+        when_full: WhenFull,
+    ) -> Result<Self, ConfigError> {
+        let table = SessionTable::new(flow)?;
+        let jumbo = Vec::with_capacity(JUMBO_BYTES);
+        Ok(Self { table, recorder, shared, when_full, rows_lost: 0, jumbo })
+    }
+
+    /// Takes a batch of frames: each is recorded, then accounted to its session. The hot path:
+    /// no allocation, no lock, no system call, no log.
+    pub fn take(&mut self, frames: &[SourceFrame<'_>]) {
+        let mut rest = frames;
+        while !rest.is_empty() {
+            // A piece lies in one segment; nearly always it is the whole batch.
+            let room = self.recorder.room(rest);
+            let (piece, later) = rest.split_at(room.frames.clamp(1, rest.len()));
+            rest = later;
+
+            self.jumbo.clear();
+            for frame in piece.iter().filter(|frame| frame.parts.len() != 1) {
+                frame.parts.iter().for_each(|part| self.jumbo.extend_from_slice(part));
+            }
+            let mut jumbo = self.jumbo.as_slice();
+
+            let mut flat = [NO_FRAME; BATCH];
+            for (slot, frame) in flat.iter_mut().zip(piece) {
+                let bytes = match frame.parts {
+                    [whole] => whole,
+                    _ => jumbo.split_off(..frame.captured_len()).unwrap_or_default(),
+                };
+                *slot = Frame {
+                    ts: frame.ts,
+                    wire_len: frame.wire_len,
+                    bytes,
+                    link: frame.link,
+                    iface: frame.iface,
+                    at: self.recorder.record(frame, room.refused),
+                };
+            }
+            let mut sink = HandOff {
+                recorder: &mut self.recorder,
+                shared: &self.shared,
+                when_full: &self.when_full,
+                rows_lost: &mut self.rows_lost,
+            };
+            self.table.observe_batch(flat.get(..piece.len()).unwrap_or_default(), &mut sink);
+            self.recorder.publish();
+        }
+    }
+
+    /// Moves the sessions' timers while the wire is quiet.
+    pub fn advance(&mut self, now: Nanos) {
+        let mut sink = HandOff {
+            recorder: &mut self.recorder,
+            shared: &self.shared,
+            when_full: &self.when_full,
+            rows_lost: &mut self.rows_lost,
+        };
+        self.table.advance(now, &mut sink);
+    }
+
+    /// Lets others see the counters. `now` is the engine's clock; every frame that arrived before
+    /// `seen_through` has been taken.
+    pub fn publish(&self, sources: &[SourceCounts], now: Nanos, seen_through: Nanos) {
+        self.shared.counters.publish(&Progress {
+            record: self.recorder.counts(),
+            flow: self.table.stats(),
+            rows_lost: self.rows_lost,
+            sources,
+            engine_now: now,
+            complete_through: self.table.complete_through(seen_through),
+        });
+    }
+
+    /// The end of the run: every session is written out, every segment handed to be sealed.
+    pub fn finish(&mut self, sources: &[SourceCounts], now: Nanos) {
+        let mut sink = HandOff {
+            recorder: &mut self.recorder,
+            shared: &self.shared,
+            when_full: &self.when_full,
+            rows_lost: &mut self.rows_lost,
+        };
+        self.table.finish(now, &mut sink);
+        self.recorder.finish();
+        self.publish(sources, now, now);
+    }
+
+    /// The table's counters.
+    #[must_use]
+    pub fn stats(&self) -> &FlowStats {
+        self.table.stats()
+    }
+
+    /// The recorder.
+    pub fn recorder(&mut self) -> &mut Recorder {
+        &mut self.recorder
+    }
+}
+
+/// An empty place in a batch.
+const NO_FRAME: Frame<'static> = Frame {
+    ts: Nanos(0),
+    wire_len: 0,
+    bytes: &[],
+    link: capture_flow::frame::LinkType::ETHERNET,
+    iface: capture_flow::frame::IfaceId(0),
+    at: None,
+};
+
+/// A replay's clock: the worker says how far packet time has come, and waits until the flush
+/// thread has written everything up to there. So a replay writes the same whenever it runs.
+#[derive(Debug, Default)]
+pub struct ReplayClock {
+    asked: AtomicU64,
+    done: AtomicU64,
+}
+
+impl ReplayClock {
+    /// Asks the flush thread to close the interval and waits until it did. `is_alive` tells
+    /// whether there still is one; returns false if there is not.
+    pub fn tick(&self, flush: &Thread, is_alive: impl Fn() -> bool) -> bool {
+        let ticket = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        while self.done.load(Ordering::Acquire) < ticket {
+            if !is_alive() {
+                return false;
+            }
+            flush.unpark();
+            thread::park_timeout(std::time::Duration::from_millis(1));
+        }
+        true
+    }
+
+    /// The latest tick asked for, if it is not done yet.
+    #[must_use]
+    pub fn pending(&self) -> Option<u64> {
+        let asked = self.asked.load(Ordering::Acquire);
+        (self.done.load(Ordering::Acquire) < asked).then_some(asked)
+    }
+
+    /// The flush thread has done what this tick asked for.
+    pub fn finished(&self, ticket: u64, worker: &Thread) {
+        self.done.store(ticket, Ordering::Release);
+        worker.unpark();
+    }
+}
