@@ -14,6 +14,7 @@ pub mod join;
 pub mod key;
 pub mod packet;
 pub mod record;
+pub mod service;
 pub mod sink;
 pub mod stats;
 pub mod table;
