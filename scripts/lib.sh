@@ -30,9 +30,6 @@ lab_packages=(ca-certificates curl bind9-dnsutils dnsmasq-base ethtool iproute2 
     openssh-client openssh-server procps python3 tcpdump)
 # The tests: traffic at a chosen rate, readers from outside, dropped capabilities.
 test_packages=(bpftool git libcap2-bin netsniff-ng python3-venv tshark util-linux)
-# What the XDP object is rebuilt with: Debian's own Rust, because it comes with its sources.
-ebpf_packages=(rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev)
-
 # need PACKAGE…: installs what is missing, quietly where nothing is.
 need() {
     local missing=() package
