@@ -35,8 +35,11 @@ fn dns_query() -> Vec<u8> {
     bytes
 }
 
+/// Who spoke (the originator: true) and what, in order.
+type Turns = Vec<(bool, Vec<u8>)>;
+
 /// One conversation of each stream protocol.
-fn streams() -> Vec<(Service, Vec<(bool, Vec<u8>)>)> {
+fn streams() -> Vec<(Service, Turns)> {
     let mut dns = (dns_query().len() as u16).to_be_bytes().to_vec();
     dns.extend(dns_query());
     vec![
