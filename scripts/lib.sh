@@ -50,11 +50,11 @@ need() {
         root chmod 755 "$policy"
         ours=yes
     fi
-    local status=0
-    root env DEBIAN_FRONTEND=noninteractive \
-        apt-get -qq install --no-install-recommends --yes "${missing[@]}" >/dev/null || status=$?
+    local told status=0
+    told=$(root env DEBIAN_FRONTEND=noninteractive \
+        apt-get -qq install --no-install-recommends --yes "${missing[@]}" 2>&1 </dev/null) || status=$?
     [ -z "$ours" ] || root rm -f "$policy"
-    [ "$status" -eq 0 ] || fail "apt-get could not install: ${missing[*]}"
+    [ "$status" -eq 0 ] || fail "apt-get could not install ${missing[*]}: $told"
 }
 
 # Rust must be there: we do not install toolchains behind anybody's back.
