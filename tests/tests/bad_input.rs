@@ -147,8 +147,8 @@ fn a_store_of_a_newer_format() -> Result<()> {
     sensor::replay(&store, &[&file])?;
     let identity = store.join("sensor.json");
     let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&identity)?)?;
-    let version = json["format"].as_u64().expect("sensor.json has a format version");
-    json["format"] = (version + 1).into();
+    let version = json["format_version"].as_u64().expect("sensor.json has a format version");
+    json["format_version"] = (version + 1).into();
     std::fs::write(&identity, serde_json::to_vec(&json)?)?;
 
     let (store_arg, file) = (store.to_string_lossy(), file.to_string_lossy());
@@ -183,7 +183,7 @@ fn a_full_disk() -> Result<()> {
     let disk = Tmpfs::mount(dir.path().join("disk"), "size=512k")?;
     std::fs::write(disk.0.join("filler"), vec![1; 500 << 10])?;
     let ended = try_capture(&wire, &[], Wire::SENSOR, &disk.0.join("store"), &[])?;
-    assert_refused(&ended, &["space"]);
+    assert_refused(&ended, &["full"]);
     Ok(())
 }
 
