@@ -3,8 +3,11 @@
 //! A [`Source`] is one stream of frames: one receive queue of one interface, or one capture
 //! file. A worker owns the sources of its core and asks each for what is there.
 
+pub mod af_xdp;
+mod clock;
 pub mod file;
 mod pcapng;
+mod umem;
 
 use std::io;
 use std::os::fd::BorrowedFd;
