@@ -135,6 +135,12 @@ impl FragmentTable {
         &self.stats
     }
 
+    /// Arrival of the oldest datagram that is still incomplete.
+    pub(crate) fn oldest_arrival(&self) -> Option<Nanos> {
+        let mut waiting = self.order.iter().filter_map(|(_, key)| self.datagrams.get(key));
+        waiting.next().map(|datagram| datagram.first_seen)
+    }
+
     /// Takes in a fragment; datagrams that must make room go to `give_up`.
     pub(crate) fn add(
         &mut self,

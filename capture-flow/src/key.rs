@@ -1,7 +1,7 @@
 //! What makes two frames one session.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A link-layer address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -122,7 +122,7 @@ pub const fn icmp_counterpart(protocol: Protocol, icmp_type: u8) -> Option<u8> {
 
 /// Marks a responder's port in a key as an ICMP code: types and codes are bytes, so a session
 /// whose port is a code never meets one whose port is the answering type.
-const ICMP_CODE_MARK: u16 = 0x100;
+pub(crate) const ICMP_CODE_MARK: u16 = 0x100;
 
 impl SessionKey {
     /// The key of a session as a row shows it: originator, responder, protocol.
@@ -145,7 +145,7 @@ impl SessionKey {
 /// Segment indexes find a session's frames under it, so the function is part of the disk format:
 /// it depends only on the key and on the store's secret seed, which keeps an attacker from
 /// aiming collisions at the table or at the index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowHash(pub u64);
 
 /// Computes [`FlowHash`]es under one seed.
@@ -226,26 +226,64 @@ pub(crate) struct PackedKey {
 impl PackedKey {
     #[inline]
     const fn is_short(&self) -> bool {
-        self.ports & 0xf == FAMILY_V4
+        self.ports & 0xff == FAMILY_V4
     }
 
-    /// The key of two ends in any order.
+    /// The key of two ends in any order, and whether the first of them is its low end.
     #[inline]
-    pub(crate) fn of(a: (IpAddr, u16), b: (IpAddr, u16), ip_proto: u8, vlans: (u16, u16)) -> Self {
+    pub(crate) fn of(
+        a: (IpAddr, u16),
+        b: (IpAddr, u16),
+        ip_proto: u8,
+        vlans: (u16, u16),
+    ) -> (Self, bool) {
         match (a.0, b.0) {
             (IpAddr::V4(x), IpAddr::V4(y)) => {
                 let (x, y) = ((u32::from(x), a.1), (u32::from(y), b.1));
-                let (low, high) = if x <= y { (x, y) } else { (y, x) };
-                Self {
+                let a_is_low = x <= y;
+                let (low, high) = if a_is_low { (x, y) } else { (y, x) };
+                let key = Self {
                     addrs: [u64::from(low.0) << 32 | u64::from(high.0), 0, 0, 0],
                     ports: ports(low.1, high.1, u32::from(ip_proto), FAMILY_V4),
                     vlans: pack_vlans(vlans),
-                }
+                };
+                (key, a_is_low)
             }
             _ => {
-                let ends = ((Address::Ip(a.0), a.1), (Address::Ip(b.0), b.1));
-                Self::from(&SessionKey::new(ends.0, ends.1, Protocol::Ip(ip_proto), vlans))
+                let (a, b) = ((Address::Ip(a.0), a.1), (Address::Ip(b.0), b.1));
+                let key = SessionKey::new(a, b, Protocol::Ip(ip_proto), vlans);
+                (Self::from(&key), a <= b)
             }
+        }
+    }
+
+    /// The low and the high end.
+    pub(crate) fn ends(&self) -> [(Address, u16); 2] {
+        let [a, b, c, d] = self.addrs;
+        let ports = [(self.ports >> 48) as u16, (self.ports >> 32) as u16];
+        let v4 = |bits: u64| Address::Ip(IpAddr::V4(Ipv4Addr::from(bits as u32)));
+        let v6 = |high: u64, low: u64| {
+            let bits = u128::from(high) << 64 | u128::from(low);
+            Address::Ip(IpAddr::V6(Ipv6Addr::from(bits)))
+        };
+        let mac = |bits: u64| {
+            let [_, _, mac @ ..] = bits.to_be_bytes();
+            Address::Mac(MacAddr(mac))
+        };
+        let addrs = match self.ports & 0xff {
+            FAMILY_V4 => [v4(a >> 32), v4(a)],
+            FAMILY_V6 => [v6(a, b), v6(c, d)],
+            _ => [mac(b), mac(d)],
+        };
+        [(addrs[0], ports[0]), (addrs[1], ports[1])]
+    }
+
+    pub(crate) fn protocol(&self) -> Protocol {
+        let number = (self.ports >> 8) as u32 & 0x1_ffff;
+        if number & 0x1_0000 == 0 {
+            Protocol::Ip(number as u8)
+        } else {
+            Protocol::Ether(number as u16)
         }
     }
 }
@@ -334,8 +372,10 @@ mod tests {
         );
         let ips = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let packed = PackedKey::from(&SessionKey::new(a, b, Protocol::TCP, (1, 2)));
-        assert_eq!(packed, PackedKey::of((ips.0, 40000), (ips.1, 22), 6, (1, 2)));
-        assert_eq!(packed, PackedKey::of((ips.1, 22), (ips.0, 40000), 6, (1, 2)));
+        assert_eq!((packed, true), PackedKey::of((ips.0, 40000), (ips.1, 22), 6, (1, 2)));
+        assert_eq!((packed, false), PackedKey::of((ips.1, 22), (ips.0, 40000), 6, (1, 2)));
+        assert_eq!(packed.ends(), [a, b]);
+        assert_eq!(packed.protocol(), Protocol::TCP);
     }
 
     #[test]

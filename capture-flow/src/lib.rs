@@ -7,6 +7,7 @@
 
 pub mod community_id;
 pub mod config;
+mod datagram;
 pub mod decode;
 pub mod fragment;
 pub mod frame;
@@ -18,5 +19,8 @@ pub mod service;
 pub mod sink;
 pub mod stats;
 pub mod table;
+mod tcp;
 pub mod time;
+mod timer;
 mod tunnel;
+mod uid;

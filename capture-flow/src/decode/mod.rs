@@ -165,6 +165,12 @@ impl Decoder {
         self.fragments.finish(|datagram| visitor.incomplete(datagram));
     }
 
+    /// Arrival of the oldest frame that is held as a fragment.
+    #[must_use]
+    pub fn oldest_held(&self) -> Option<Nanos> {
+        self.fragments.oldest_arrival()
+    }
+
     /// What happened to fragmented datagrams so far.
     #[must_use]
     pub fn fragment_stats(&self) -> &FragmentStats {

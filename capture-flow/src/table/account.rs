@@ -1,0 +1,513 @@
+//! What one packet does to its session.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::datagram::Datagram;
+use crate::decode::{Counted, HeldFrame, IncompleteDatagram};
+use crate::frame::{Frame, IfaceId, PcapPosition};
+use crate::key::{
+    Address, FlowHash, ICMP_CODE_MARK, MacAddr, PackedKey, Protocol, SessionKey, icmp_counterpart,
+};
+use crate::packet::{Checksum, Link, Net, Packet, TcpFlags, Transport as Header};
+use crate::record::{History, RowReason, Uid};
+use crate::sink::{Mark, Sink};
+use crate::tcp::{Effect, EndState, Notes, Segment, Tcp};
+use crate::time::Nanos;
+use crate::timer::{Class, is_dns_port, is_interactive_port, linger_look};
+
+use super::core::Core;
+use super::session::{Cold, Hot, Kind, Transport};
+
+/// Which session a packet belongs to, and which way it went.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tuple {
+    pub(super) key: PackedKey,
+    pub(super) hash: FlowHash,
+    /// Whether its sender is the key's low end.
+    from_low: bool,
+    kind: Kind,
+}
+
+/// Where a frame came from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin {
+    pub(super) ts: Nanos,
+    wire_len: u32,
+    iface: IfaceId,
+    at: Option<PcapPosition>,
+}
+
+impl Origin {
+    #[inline]
+    pub(super) fn of(frame: &Frame<'_>) -> Self {
+        Self { ts: frame.ts, wire_len: frame.wire_len, iface: frame.iface, at: frame.at }
+    }
+
+    /// No frame at all: a moment.
+    pub(super) fn nowhere(ts: Nanos) -> Self {
+        Self { ts, wire_len: 0, iface: IfaceId::default(), at: None }
+    }
+
+    fn held(frame: &HeldFrame) -> Self {
+        Self { ts: frame.ts, wire_len: frame.wire_len, iface: frame.iface, at: frame.at }
+    }
+}
+
+impl Core {
+    #[inline]
+    fn vlans(&self, link: &Link) -> (u16, u16) {
+        if self.vlan_in_key {
+            (link.vlan.unwrap_or(0), link.inner_vlan.unwrap_or(0))
+        } else {
+            (0, 0)
+        }
+    }
+
+    /// The tuple of a packet over IP.
+    #[inline]
+    pub(super) fn tuple(&self, packet: &Packet<'_>) -> Option<Tuple> {
+        let Net::Ip { ip, transport, .. } = &packet.net else { return None };
+        let (src_port, dst_port, kind) = match *transport {
+            Header::Tcp { src_port, dst_port, .. } => (src_port, dst_port, Kind::Tcp),
+            Header::Udp { src_port, dst_port } => (src_port, dst_port, Kind::Udp),
+            Header::Icmp { icmp_type, code } => {
+                let answer = icmp_counterpart(Protocol::Ip(ip.protocol), icmp_type);
+                let peer = answer.map_or(u16::from(code) | ICMP_CODE_MARK, u16::from);
+                (u16::from(icmp_type), peer, Kind::Icmp)
+            }
+            // Zeek keys these without ports.
+            Header::Sctp { .. } | Header::Other => (0, 0, Kind::Other),
+        };
+        let vlans = self.vlans(&packet.link);
+        let (key, from_low) =
+            PackedKey::of((ip.src, src_port), (ip.dst, dst_port), ip.protocol, vlans);
+        Some(Tuple { key, hash: self.hasher.hash_packed(&key), from_low, kind })
+    }
+
+    /// The tuple of any packet.
+    pub(super) fn any_tuple(&self, packet: &Packet<'_>) -> Tuple {
+        self.tuple(packet).unwrap_or_else(|| {
+            let link = &packet.link;
+            let end = |mac: Option<MacAddr>| (Address::Mac(mac.unwrap_or_default()), 0);
+            self.tuple_of(
+                end(link.src),
+                end(link.dst),
+                Protocol::Ether(link.ether_type),
+                link,
+                Kind::Link,
+            )
+        })
+    }
+
+    fn tuple_of(
+        &self,
+        src: (Address, u16),
+        dst: (Address, u16),
+        protocol: Protocol,
+        link: &Link,
+        kind: Kind,
+    ) -> Tuple {
+        let key = PackedKey::from(&SessionKey::new(src, dst, protocol, self.vlans(link)));
+        Tuple { key, hash: self.hasher.hash_packed(&key), from_low: src <= dst, kind }
+    }
+
+    /// Counts a packet to its session, which begins if there is none. Returns the session's slot.
+    pub(super) fn packet(
+        &mut self,
+        packet: &Packet<'_>,
+        tuple: &Tuple,
+        origin: &Origin,
+        earlier: &[HeldFrame],
+        parents: &[Uid],
+        sink: &mut impl Sink,
+    ) -> u32 {
+        let segment = segment(packet);
+        let mut found = self.find(tuple);
+        if let Some(slot) = found
+            && self.end_if_over(slot, origin.ts, sink)
+        {
+            found = None;
+        }
+        if let (Some(slot), Some(segment)) = (found, &segment)
+            && let Transport::Tcp(tcp) = &self.hot[slot as usize].transport
+            && tcp.is_reuse(segment)
+        {
+            self.end(slot, RowReason::Replaced, sink);
+            found = None;
+        }
+        let slot = match found {
+            Some(slot) => slot,
+            None => self.begin(packet, tuple, origin, earlier, sink),
+        };
+        if !parents.is_empty() {
+            self.note_parents(slot, parents);
+        }
+
+        for held in earlier {
+            self.frame(slot, &Origin::held(held), held.owns_frame, sink);
+            if held.owns_frame {
+                self.stats.held = self.stats.held.saturating_sub(1);
+            }
+        }
+        self.frame(slot, origin, packet.owns_frame, sink);
+
+        let is_orig = tuple.from_low == self.hot[slot as usize].orig_is_low;
+        let Net::Ip { ip, checksum, payload_len, .. } = packet.net else {
+            let hot = &mut self.hot[slot as usize];
+            hot.pkts[usize::from(!is_orig)] += 1;
+            hot.last_time = origin.ts;
+            self.keep_order(slot);
+            return slot;
+        };
+        let whole = packet.payload.len() as u64 >= u64::from(payload_len);
+        match (&mut self.hot[slot as usize].transport, segment) {
+            (Transport::Tcp(_), Some(segment)) => {
+                self.tcp(slot, is_orig, &segment, checksum, ip.total_len, origin.ts);
+            }
+            (Transport::Datagram(_), None) => {
+                self.datagram(slot, is_orig, checksum, payload_len, whole, ip.total_len, origin.ts);
+            }
+            // A datagram without ports met a session of the same key in another guise: it is
+            // counted as a frame, and there is nothing more to learn from it.
+            _ => {}
+        }
+        self.keep_order(slot);
+        slot
+    }
+
+    /// Counts a frame of a session, whatever it holds.
+    #[inline]
+    fn frame(&mut self, slot: u32, origin: &Origin, owned: bool, sink: &mut impl Sink) {
+        self.note_time(slot, origin.ts);
+        let hot = &mut self.hot[slot as usize];
+        hot.news = true;
+        hot.last_ts = hot.last_ts.max(origin.ts);
+        if owned {
+            hot.frames += 1;
+            hot.frame_bytes += u64::from(origin.wire_len);
+            self.stats.decoded += 1;
+        }
+        if let Some(at) = origin.at {
+            hot.pcap_last = Some(at);
+            sink.touch(at, hot.hash, &mut hot.mark);
+        }
+    }
+
+    fn begin(
+        &mut self,
+        packet: &Packet<'_>,
+        tuple: &Tuple,
+        origin: &Origin,
+        earlier: &[HeldFrame],
+        sink: &mut impl Sink,
+    ) -> u32 {
+        let flip = self.sender_is_server(packet);
+        let first = earlier.first().map_or(*origin, Origin::held);
+        let slot = self.start_slot(tuple, &packet.link, origin.ts, &first, flip, sink);
+        let hot = &mut self.hot[slot as usize];
+        let [_, resp] = {
+            let [low, high] = hot.key.ends();
+            if hot.orig_is_low { [low, high] } else { [high, low] }
+        };
+        hot.class = match tuple.kind {
+            // Until a segment tells more, and for good if its checksum is wrong.
+            Kind::Tcp => Class::TcpAttempt,
+            Kind::Udp if is_dns_port(resp.1) && self.server_ports.udp(resp.1) => Class::Dns,
+            Kind::Udp => Class::Udp,
+            Kind::Icmp => Class::Icmp,
+            Kind::Other | Kind::Link => Class::Other,
+        };
+        hot.deadline = match hot.class {
+            Class::Dns => origin.ts + crate::timer::DNS_LOOK,
+            _ => origin.ts + self.timeouts.tcp_attempt,
+        };
+        if tuple.kind == Kind::Tcp {
+            hot.transport = Transport::Tcp(Tcp::default());
+        }
+        self.enter(slot);
+        slot
+    }
+
+    /// Fills a slot for a new session and leaves its class to the caller.
+    fn start_slot(
+        &mut self,
+        tuple: &Tuple,
+        link: &Link,
+        start: Nanos,
+        first: &Origin,
+        flip: bool,
+        sink: &mut impl Sink,
+    ) -> u32 {
+        let slot = self.take_slot(sink);
+        let serial = self.stats.created;
+        self.stats.created += 1;
+        let [low, high] = tuple.key.ends();
+        // Ends that are equal have one direction only.
+        let orig_is_low = low == high || tuple.from_low != flip;
+        let mut history = History::default();
+        let mut l2 = [link.src, link.dst];
+        if flip {
+            history.push(b'^');
+            l2.swap(0, 1);
+        }
+        self.hot[slot as usize] = Hot {
+            key: tuple.key,
+            hash: tuple.hash,
+            last_ts: first.ts,
+            last_time: start,
+            mark: Mark::default(),
+            kind: tuple.kind,
+            orig_is_low,
+            direction_guessed: flip || tuple.kind == Kind::Tcp,
+            ..Hot::default()
+        };
+        self.cold[slot as usize] = Cold {
+            start,
+            first_ts: first.ts.min(start),
+            serial,
+            iface: first.iface,
+            vlan: link.vlan,
+            inner_vlan: link.inner_vlan,
+            l2,
+            pcap_first: first.at,
+            history,
+            ..Cold::default()
+        };
+        slot
+    }
+
+    /// Zeek's guess that the sender of a session's first packet is its responder
+    /// (TCPAnalyzer::WantConnection, UDPAnalyzer::WantConnection).
+    fn sender_is_server(&self, packet: &Packet<'_>) -> bool {
+        let Net::Ip { ip, transport, .. } = &packet.net else { return false };
+        if ip.dst == IpAddr::V4(Ipv4Addr::BROADCAST) {
+            return false;
+        }
+        match *transport {
+            Header::Tcp { src_port, dst_port, flags, .. } => {
+                let syn = flags.has(TcpFlags::SYN);
+                if (syn && !flags.has(TcpFlags::ACK)) || !self.server_ports.tcp(src_port) {
+                    return false;
+                }
+                // Two plausible servers: the lower port, but never on a SYN-ACK, which a scanner
+                // may have forged.
+                !self.server_ports.tcp(dst_port) || (!syn && src_port < dst_port)
+            }
+            Header::Udp { src_port, dst_port } => {
+                self.server_ports.udp(src_port) && !self.server_ports.udp(dst_port)
+            }
+            _ => false,
+        }
+    }
+
+    fn tcp(
+        &mut self,
+        slot: u32,
+        is_orig: bool,
+        segment: &Segment,
+        checksum: Checksum,
+        total_len: u32,
+        ts: Nanos,
+    ) {
+        let hot = &mut self.hot[slot as usize];
+        let cold = &mut self.cold[slot as usize];
+        let Transport::Tcp(tcp) = &mut hot.transport else { return };
+        let mut notes = Notes { seen: &mut hot.seen, history: &mut cold.history };
+        match checksum {
+            Checksum::Accepted => {}
+            Checksum::Bad => {
+                tcp.bad_checksum(is_orig, &mut notes);
+                return;
+            }
+            Checksum::Malformed => return,
+        }
+        if !tcp.both_closed() {
+            hot.last_time = ts;
+        }
+        let effect = tcp.segment(is_orig, segment, &mut notes);
+        let established =
+            tcp.orig().state == EndState::Established && tcp.resp().state == EndState::Established;
+        if effect.flipped {
+            hot.orig_is_low = !hot.orig_is_low;
+            hot.pkts.swap(0, 1);
+            hot.ip_bytes.swap(0, 1);
+            cold.l2.swap(0, 1);
+        }
+        if segment.flags.has(TcpFlags::SYN) {
+            // A SYN tells who began, and so does its answer.
+            let syn_ack = segment.flags.has(TcpFlags::ACK);
+            if syn_ack != is_orig || effect.flipped {
+                hot.direction_guessed = false;
+            }
+            if !is_orig && established && effect.state_changed {
+                let [low, high] = hot.key.ends();
+                let resp = if hot.orig_is_low { high } else { low };
+                hot.interactive |= is_interactive_port(resp.1);
+            }
+        }
+        // Zeek decides before the roles swap, so that the SYN counts to the responder.
+        let who = usize::from(!is_orig);
+        hot.pkts[who] += 1;
+        hot.ip_bytes[who] += u64::from(total_len);
+        if effect.state_changed {
+            self.reclass_tcp(slot, &effect, ts);
+        }
+    }
+
+    /// Puts a TCP session whose state changed under the limit that holds now.
+    fn reclass_tcp(&mut self, slot: u32, effect: &Effect, ts: Nanos) {
+        let start = self.cold[slot as usize].start;
+        let hot = &mut self.hot[slot as usize];
+        let Transport::Tcp(tcp) = &hot.transport else { return };
+        let old = hot.class;
+        if old == Class::TcpClosing {
+            return;
+        }
+        let (orig, resp) = (tcp.orig(), tcp.resp());
+        let reset = orig.state == EndState::Reset || resp.state == EndState::Reset;
+        let unseen = orig.state == EndState::Inactive || resp.state == EndState::Inactive;
+        let attempt = matches!(orig.state, EndState::SynSent | EndState::SynAckSent)
+            && resp.state == EndState::Inactive;
+        let (class, deadline) = if effect.closing {
+            let grace = if reset { self.timeouts.tcp_reset } else { self.timeouts.tcp_close };
+            (Class::TcpClosing, hot.last_time + grace)
+        } else if attempt {
+            if old == Class::TcpAttempt {
+                return;
+            }
+            (Class::TcpAttempt, ts + self.timeouts.tcp_attempt)
+        } else if (orig.did_close || resp.did_close) && (reset || unseen || tcp.both_closed()) {
+            (Class::TcpLingering, linger_look(start, hot.last_time))
+        } else if effect.partly_closed {
+            (Class::TcpPartlyClosed, hot.last_time + self.timeouts.tcp_partial_close)
+        } else if old == Class::TcpPartlyClosed && !tcp.both_closed() {
+            return;
+        } else if hot.interactive {
+            (Class::TcpInteractive, hot.deadline)
+        } else if tcp.handshake_done() {
+            (Class::Tcp, hot.deadline)
+        } else {
+            (Class::TcpHandshake, hot.deadline)
+        };
+        hot.deadline = deadline;
+        if class != old {
+            self.set_class(slot, class);
+        }
+    }
+
+    fn datagram(
+        &mut self,
+        slot: u32,
+        is_orig: bool,
+        checksum: Checksum,
+        payload_len: u32,
+        whole: bool,
+        total_len: u32,
+        ts: Nanos,
+    ) {
+        let hot = &mut self.hot[slot as usize];
+        let cold = &mut self.cold[slot as usize];
+        let Transport::Datagram(datagram) = &mut hot.transport else { return };
+        let who = usize::from(!is_orig);
+        let mut notes = Notes { seen: &mut hot.seen, history: &mut cold.history };
+        let udp = hot.kind == Kind::Udp;
+        match checksum {
+            Checksum::Accepted => {}
+            Checksum::Bad if udp => {
+                notes.scaled(is_orig, &mut datagram.bad_checksums[who], b'C');
+                return;
+            }
+            Checksum::Bad | Checksum::Malformed => return,
+        }
+        hot.last_time = ts;
+        match hot.kind {
+            Kind::Udp => {
+                notes.repeated(is_orig, Datagram::DATA, b'D');
+                datagram.count(is_orig, payload_len);
+            }
+            Kind::Icmp => datagram.count(is_orig, payload_len),
+            _ => {}
+        }
+        // Zeek counts what it hands to the layer above, and a packet cut by the snap length goes
+        // there only over UDP.
+        if udp || whole {
+            hot.pkts[who] += 1;
+            hot.ip_bytes[who] += u64::from(total_len);
+        }
+    }
+
+    /// Adds the sessions around a tunnelled packet that are not known yet.
+    fn note_parents(&mut self, slot: u32, parents: &[Uid]) {
+        /// Parents that one session is given: a session that hops from tunnel to tunnel is
+        /// hostile or a matter of routing, and its row has to stay small.
+        const MAX: usize = 8;
+        let known = &mut self.cold[slot as usize].parents;
+        let old = known.as_deref().unwrap_or(&[]);
+        if old.len() >= MAX || parents.iter().all(|parent| old.contains(parent)) {
+            return;
+        }
+        let new = parents.iter().filter(|parent| !old.contains(parent));
+        let all: Vec<Uid> = old.iter().chain(new).copied().take(MAX).collect();
+        *known = Some(all.into_boxed_slice());
+    }
+
+    /// Counts the frames of a datagram that never became complete: to a session without ports,
+    /// since only the first fragment knows them.
+    pub(super) fn incomplete(
+        &mut self,
+        datagram: &IncompleteDatagram<'_>,
+        now: Nanos,
+        sink: &mut impl Sink,
+    ) {
+        let Some(first) = datagram.frames.first() else { return };
+        let first = Origin::held(first);
+        let (src, dst) = (Address::Ip(datagram.src), Address::Ip(datagram.dst));
+        let protocol = Protocol::Ip(datagram.protocol);
+        let tuple = self.tuple_of((src, 0), (dst, 0), protocol, &datagram.link, Kind::Other);
+        let mut found = self.find(&tuple);
+        if let Some(slot) = found
+            && self.end_if_over(slot, now, sink)
+        {
+            found = None;
+        }
+        let slot = found.unwrap_or_else(|| {
+            let slot = self.start_slot(&tuple, &datagram.link, first.ts, &first, false, sink);
+            // The idle limit runs from now: the frames are as old as the datagram's time limit.
+            let hot = &mut self.hot[slot as usize];
+            hot.class = Class::Other;
+            hot.last_time = now;
+            self.enter(slot);
+            slot
+        });
+        for held in datagram.frames {
+            self.frame(slot, &Origin::held(held), held.owns_frame, sink);
+            if held.owns_frame {
+                self.stats.held = self.stats.held.saturating_sub(1);
+            }
+        }
+    }
+
+    /// What the decoder asks about a session.
+    pub(super) fn counted(&self, slot: u32) -> Counted {
+        let hot = &self.hot[slot as usize];
+        let [low, high] = hot.key.ends();
+        let resp = if hot.orig_is_low { high } else { low };
+        Counted { responder_port: resp.1, tunnel_refused: hot.tunnel_refused }
+    }
+
+    pub(super) fn refuse_tunnel(&mut self, slot: u32) {
+        self.hot[slot as usize].tunnel_refused = true;
+    }
+}
+
+/// The TCP segment in a packet.
+#[inline]
+fn segment(packet: &Packet<'_>) -> Option<Segment> {
+    let Net::Ip { transport: Header::Tcp { seq, ack, flags, window, .. }, payload_len, .. } =
+        packet.net
+    else {
+        return None;
+    };
+    let whole = packet.payload.len() as u64 >= u64::from(payload_len);
+    Some(Segment { seq, ack, flags, window, len: payload_len, whole })
+}

@@ -1,0 +1,425 @@
+//! The table itself: slots, lookup, timers, eviction.
+
+use std::fmt;
+
+use crate::config::{ConfigError, FlowConfig, Network, Timeouts};
+use crate::frame::Frame;
+use crate::key::FlowHasher;
+use crate::record::{RowReason, Uid};
+use crate::sink::Sink;
+use crate::stats::FlowStats;
+use crate::time::{Nanos, NanosDelta};
+use crate::timer::{Class, DNS_LOOK, DNS_SILENCE, IdleLimits, LINGER_LOOK, LINGER_SILENCE};
+use crate::uid::UidSource;
+
+use super::account::Tuple;
+use super::index::{self, Index};
+use super::lists::{ByLimit, ByRow, List};
+use super::session::{Cold, Hot, Kind, Links, NONE, Transport};
+
+/// Bytes that one session takes, its share of the index included.
+pub(super) const BYTES_PER_SESSION: usize =
+    size_of::<Hot>() + size_of::<Cold>() + index::BYTES_PER_SESSION;
+
+/// Sessions that one frame's time may expire or give a row: what is left waits for the next
+/// frame, so that no frame takes unbounded work. Sessions that are found by a frame of their own
+/// expire then whatever is left.
+const WORK_PER_FRAME: usize = 300;
+
+/// Times farther ahead of the clock than this belong to another clock: a capture with a step
+/// in its time, or a forged one.
+const OTHER_CLOCK: NanosDelta = NanosDelta::from_secs(2 * 3600);
+
+/// Ports that servers own, one bit each.
+pub(super) struct ServerPorts {
+    tcp: Box<[u64; 1024]>,
+    udp: Box<[u64; 1024]>,
+}
+
+impl fmt::Debug for ServerPorts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = |bits: &[u64; 1024]| bits.iter().map(|word| word.count_ones()).sum::<u32>();
+        write!(f, "ServerPorts({} tcp, {} udp)", count(&self.tcp), count(&self.udp))
+    }
+}
+
+impl ServerPorts {
+    fn new(config: &FlowConfig) -> Self {
+        let mut ports = Self { tcp: Box::new([0; 1024]), udp: Box::new([0; 1024]) };
+        for port in &config.likely_server_ports {
+            let bits = match port.ip_proto {
+                6 => &mut ports.tcp,
+                17 => &mut ports.udp,
+                _ => continue,
+            };
+            bits[usize::from(port.port >> 6)] |= 1 << (port.port & 63);
+        }
+        ports
+    }
+
+    pub(super) fn tcp(&self, port: u16) -> bool {
+        self.tcp[usize::from(port >> 6)] >> (port & 63) & 1 == 1
+    }
+
+    pub(super) fn udp(&self, port: u16) -> bool {
+        self.udp[usize::from(port >> 6)] >> (port & 63) & 1 == 1
+    }
+}
+
+/// Everything but the decoder.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) hasher: FlowHasher,
+    pub(super) vlan_in_key: bool,
+    pub(super) server_ports: ServerPorts,
+    pub(super) local_nets: Vec<Network>,
+    pub(super) timeouts: Timeouts,
+    pub(super) uids: UidSource,
+    pub(super) hot: Vec<Hot>,
+    pub(super) cold: Vec<Cold>,
+    pub(super) stats: FlowStats,
+    pub(super) clock: Nanos,
+    limits: IdleLimits,
+    interim: NanosDelta,
+    index: Index,
+    /// Slots to use again, linked through `limit.next`.
+    free: u32,
+    capacity: usize,
+    by_limit: [List<ByLimit>; Class::COUNT],
+    by_row: List<ByRow>,
+    /// No session expires and none is due a row before this.
+    next_due: Nanos,
+    /// The earliest time of a frame that came later than its session's last row, and the clock
+    /// when the last such frame came.
+    late: Option<(Nanos, Nanos)>,
+}
+
+impl Core {
+    pub(super) fn new(config: &FlowConfig) -> Result<Self, ConfigError> {
+        let capacity = config.table_bytes / BYTES_PER_SESSION;
+        if capacity == 0 {
+            return Err(ConfigError::TableTooSmall {
+                given: config.table_bytes,
+                least: BYTES_PER_SESSION,
+            });
+        }
+        if capacity >= NONE as usize {
+            return Err(ConfigError::TableTooLarge {
+                given: config.table_bytes,
+                most: (NONE as usize - 1).saturating_mul(BYTES_PER_SESSION),
+            });
+        }
+        Ok(Self {
+            hasher: FlowHasher::new(config.hash_seed),
+            vlan_in_key: config.vlan_in_key,
+            server_ports: ServerPorts::new(config),
+            local_nets: config.local_nets.clone(),
+            timeouts: config.timeouts,
+            uids: UidSource::new(config.uid_seed, config.worker),
+            // Room for all, touched only as sessions come.
+            hot: Vec::with_capacity(capacity),
+            cold: Vec::with_capacity(capacity),
+            stats: FlowStats { capacity: capacity as u64, ..FlowStats::default() },
+            clock: Nanos::MIN,
+            limits: IdleLimits::new(&config.timeouts),
+            interim: config.interim,
+            index: Index::new(capacity),
+            free: NONE,
+            capacity,
+            by_limit: std::array::from_fn(|_| List::default()),
+            by_row: List::default(),
+            next_due: Nanos::MAX,
+            late: None,
+        })
+    }
+
+    #[inline]
+    pub(super) fn count_frame(&mut self, frame: &Frame<'_>) {
+        self.stats.frames += 1;
+        self.stats.frame_bytes += u64::from(frame.wire_len);
+    }
+
+    pub(super) fn uid(&self, slot: u32) -> Uid {
+        self.uids.uid(self.cold[slot as usize].serial)
+    }
+
+    /// Brings the index's cache line of a key near.
+    #[inline]
+    pub(super) fn touch_index(&self, tuple: &Tuple) -> u32 {
+        self.index.touch(tuple.hash)
+    }
+
+    /// Brings the cache lines of a key's session near.
+    #[inline]
+    pub(super) fn touch_session(&self, tuple: &Tuple) -> u32 {
+        let Some(hot) = self.index.likely(tuple.hash).and_then(|slot| self.hot.get(slot as usize))
+        else {
+            return 0;
+        };
+        let near = hot.hash.0 as u32 ^ hot.seen ^ hot.frames as u32 ^ hot.interim.next;
+        match &hot.transport {
+            Transport::Tcp(tcp) => near ^ tcp.touch(),
+            Transport::Datagram(_) => near,
+        }
+    }
+
+    /// The living session of a key.
+    #[inline]
+    pub(super) fn find(&self, tuple: &Tuple) -> Option<u32> {
+        self.index.find(tuple.hash, |slot| {
+            self.hot.get(slot as usize).is_some_and(|hot| hot.key == tuple.key)
+        })
+    }
+
+    /// A free slot, made free by eviction if need be.
+    pub(super) fn take_slot(&mut self, sink: &mut impl Sink) -> u32 {
+        if self.free == NONE && self.hot.len() >= self.capacity {
+            self.evict(sink);
+        }
+        let slot = if self.free == NONE {
+            self.hot.push(Hot::default());
+            self.cold.push(Cold::default());
+            (self.hot.len() - 1) as u32
+        } else {
+            let slot = self.free;
+            self.free = self.hot[slot as usize].limit.next;
+            slot
+        };
+        self.stats.sessions += 1;
+        slot
+    }
+
+    /// Puts a filled slot where it is found, expires and gets rows.
+    pub(super) fn enter(&mut self, slot: u32) {
+        let hot = &mut self.hot[slot as usize];
+        hot.row_time = self.clock;
+        hot.moved = coarse(self.clock);
+        self.index.insert(hot.hash, slot);
+        let class = hot.class;
+        self.by_limit[class as usize].push_back(&mut self.hot, slot);
+        self.by_row.push_back(&mut self.hot, slot);
+        self.next_due = self.next_due.min(self.due(slot)).min(self.clock + self.interim);
+    }
+
+    /// Takes a session out of the table.
+    fn leave(&mut self, slot: u32) {
+        let hot = &self.hot[slot as usize];
+        let (hash, class) = (hot.hash, hot.class);
+        self.index.remove(hash, slot);
+        self.by_limit[class as usize].remove(&mut self.hot, slot);
+        self.by_row.remove(&mut self.hot, slot);
+        let hot = &mut self.hot[slot as usize];
+        // Gives back what the session holds outside the table.
+        hot.transport = Transport::default();
+        let cold = &mut self.cold[slot as usize];
+        cold.parents = None;
+        cold.detail = None;
+        hot.limit = Links { prev: NONE, next: self.free };
+        self.free = slot;
+        self.stats.sessions -= 1;
+    }
+
+    /// Writes a session's last row and lets go of it.
+    pub(super) fn end(&mut self, slot: u32, reason: RowReason, sink: &mut impl Sink) {
+        if reason == RowReason::Evicted {
+            self.stats.evicted += 1;
+        }
+        self.write_row(slot, reason, sink);
+        self.leave(slot);
+    }
+
+    /// When a session expires if no further frame comes.
+    #[inline]
+    pub(super) fn due(&self, slot: u32) -> Nanos {
+        let hot = &self.hot[slot as usize];
+        if hot.class.has_deadline() {
+            hot.deadline
+        } else {
+            hot.last_time + self.limits.of(hot.class)
+        }
+    }
+
+    #[inline]
+    fn is_of_other_clock(&self, time: Nanos, now: Nanos) -> bool {
+        time > now + OTHER_CLOCK
+    }
+
+    /// Whether a session is over at `now`, or else when to ask again.
+    fn over(&mut self, slot: u32, now: Nanos) -> Result<RowReason, Nanos> {
+        let due = self.due(slot);
+        let hot = &self.hot[slot as usize];
+        if self.is_of_other_clock(hot.last_time, now) {
+            return Ok(RowReason::Timeout);
+        }
+        if due > now {
+            return Err(due);
+        }
+        match hot.class {
+            Class::TcpClosing | Class::TcpLingering | Class::TcpPartlyClosed => {
+                if hot.class == Class::TcpLingering && hot.last_time + LINGER_SILENCE >= now {
+                    return Err(self.look_again(slot, now + LINGER_LOOK));
+                }
+                Ok(RowReason::Closed)
+            }
+            Class::Dns if now - hot.last_time < DNS_SILENCE => {
+                Err(self.look_again(slot, now + DNS_LOOK))
+            }
+            _ => Ok(RowReason::Timeout),
+        }
+    }
+
+    fn look_again(&mut self, slot: u32, when: Nanos) -> Nanos {
+        let hot = &mut self.hot[slot as usize];
+        hot.deadline = when;
+        let class = hot.class;
+        self.by_limit[class as usize].move_to_back(&mut self.hot, slot);
+        when
+    }
+
+    /// Ends a session that a frame found after its time. True if it ended.
+    #[inline]
+    pub(super) fn end_if_over(&mut self, slot: u32, now: Nanos, sink: &mut impl Sink) -> bool {
+        let hot = &self.hot[slot as usize];
+        if self.due(slot) > now && !self.is_of_other_clock(hot.last_time, now) {
+            return false;
+        }
+        match self.over(slot, now) {
+            Ok(reason) => {
+                self.end(slot, reason, sink);
+                true
+            }
+            Err(due) => {
+                self.next_due = self.next_due.min(due);
+                false
+            }
+        }
+    }
+
+    /// Moves a session to the list of another class.
+    pub(super) fn set_class(&mut self, slot: u32, class: Class) {
+        let old = std::mem::replace(&mut self.hot[slot as usize].class, class);
+        self.by_limit[old as usize].remove(&mut self.hot, slot);
+        self.by_limit[class as usize].push_back(&mut self.hot, slot);
+        self.hot[slot as usize].moved = coarse(self.clock);
+        self.next_due = self.next_due.min(self.due(slot));
+    }
+
+    /// Keeps a busy session near the end of its list. Not on every frame: the lists need to be in
+    /// order to an eighth of the limit only, since a session found at its list's head is asked
+    /// again.
+    #[inline]
+    pub(super) fn keep_order(&mut self, slot: u32) {
+        let hot = &mut self.hot[slot as usize];
+        let age = coarse(self.clock).wrapping_sub(hot.moved);
+        if age > (self.limits.of(hot.class).0 >> 33) as u32 && !hot.class.has_deadline() {
+            hot.moved = coarse(self.clock);
+            let class = hot.class;
+            self.by_limit[class as usize].move_to_back(&mut self.hot, slot);
+        }
+    }
+
+    /// Notes a frame that is older than its session's last row.
+    #[inline]
+    pub(super) fn note_time(&mut self, slot: u32, ts: Nanos) {
+        if ts < self.hot[slot as usize].row_time {
+            let earliest = self.late.map_or(ts, |(earliest, _)| earliest.min(ts));
+            self.late = Some((earliest, self.clock));
+        }
+    }
+
+    /// Moves the clock and does what is due.
+    #[inline]
+    pub(super) fn tick(&mut self, now: Nanos, sink: &mut impl Sink) {
+        let stepped_back = self.clock > now + OTHER_CLOCK;
+        self.clock = now;
+        if now >= self.next_due || stepped_back {
+            self.run_timers(now, sink);
+        }
+    }
+
+    #[cold]
+    fn run_timers(&mut self, now: Nanos, sink: &mut impl Sink) {
+        let mut work = 0;
+        let mut next_due = Nanos::MAX;
+        for class in Class::ALL {
+            while let Some(slot) = self.by_limit[class as usize].head() {
+                work += 1;
+                if work > WORK_PER_FRAME {
+                    next_due = now;
+                    break;
+                }
+                match self.over(slot, now) {
+                    Ok(reason) => self.end(slot, reason, sink),
+                    Err(due) => {
+                        // A session that moved on makes room for the next head.
+                        if self.by_limit[class as usize].head() == Some(slot) {
+                            next_due = next_due.min(due);
+                            break;
+                        }
+                        next_due = next_due.min(due);
+                    }
+                }
+            }
+        }
+        while let Some(slot) = self.by_row.head() {
+            let row_time = self.hot[slot as usize].row_time;
+            let due = row_time + self.interim;
+            if now < due && !self.is_of_other_clock(row_time, now) {
+                next_due = next_due.min(due);
+                break;
+            }
+            work += 1;
+            if work > WORK_PER_FRAME {
+                next_due = now;
+                break;
+            }
+            if self.hot[slot as usize].news {
+                self.write_row(slot, RowReason::Interim, sink);
+            }
+            self.hot[slot as usize].row_time = now;
+            self.by_row.move_to_back(&mut self.hot, slot);
+        }
+        self.next_due = next_due;
+    }
+
+    /// Ends the session that has been idle for the longest time, to an eighth of its limit.
+    #[cold]
+    fn evict(&mut self, sink: &mut impl Sink) {
+        let heads = self.by_limit.iter().filter_map(List::head);
+        let oldest = heads.min_by_key(|&slot| self.hot[slot as usize].last_ts);
+        let Some(slot) = oldest else { return };
+        let now = self.clock;
+        let reason = self.over(slot, now).unwrap_or(RowReason::Evicted);
+        self.end(slot, reason, sink);
+    }
+
+    /// Ends every session.
+    pub(super) fn finish(&mut self, now: Nanos, sink: &mut impl Sink) {
+        self.clock = now;
+        while let Some(slot) = self.by_row.head() {
+            self.end(slot, RowReason::Shutdown, sink);
+        }
+        self.next_due = Nanos::MAX;
+        self.late = None;
+    }
+
+    pub(super) fn complete_through(&self, now: Nanos) -> Nanos {
+        let Some(head) = self.by_row.head() else { return now };
+        let row_time = self.hot[head as usize].row_time.min(now);
+        match self.late {
+            // Every session has had a row since that frame once the head's row is younger.
+            Some((earliest, clock)) if row_time <= clock => row_time.min(earliest),
+            _ => row_time,
+        }
+    }
+
+    pub(super) fn kind(&self, slot: u32) -> Kind {
+        self.hot[slot as usize].kind
+    }
+}
+
+/// Time in units of 2^30 ns, about a second; only differences mean anything.
+#[inline]
+fn coarse(time: Nanos) -> u32 {
+    (time.0 >> 30) as u32
+}

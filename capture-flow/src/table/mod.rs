@@ -1,0 +1,184 @@
+//! The sessions of one worker.
+//!
+//! A batch of frames goes through three stages, so that the memory of one frame's session is on
+//! its way while others are worked on: decode the headers and hash the key of every frame; find
+//! each one's likely session and read a word of every cache line that accounting will need; then
+//! account them in order. Only the last stage changes anything, so the first two may guess.
+
+mod account;
+mod core;
+mod index;
+mod lists;
+mod row;
+mod session;
+
+use std::hint::black_box;
+
+use crate::config::{ConfigError, FlowConfig};
+use crate::decode::{Counted, Decoded, Decoder, HeldFrame, IncompleteDatagram, PacketVisitor};
+use crate::frame::Frame;
+use crate::packet::Packet;
+use crate::record::Uid;
+use crate::sink::Sink;
+use crate::stats::FlowStats;
+use crate::time::Nanos;
+
+use account::{Origin, Tuple};
+use core::Core;
+
+/// Frames in flight between the stages.
+const PIPELINE: usize = 32;
+
+/// Sessions that surround a packet: no decoder opens more tunnels in each other.
+const MAX_PARENTS: usize = 16;
+
+/// The sessions of one worker: a fixed number of them at most, in memory that grows no further
+/// once that number has been reached.
+#[derive(Debug)]
+pub struct SessionTable {
+    decoder: Decoder,
+    core: Core,
+}
+
+impl SessionTable {
+    /// An empty table.
+    ///
+    /// # Errors
+    /// A field of the configuration that cannot be used.
+    pub fn new(config: FlowConfig) -> Result<Self, ConfigError> {
+        config.validate()?;
+        Ok(Self { decoder: Decoder::new(&config), core: Core::new(&config)? })
+    }
+
+    /// Bytes that one session takes, its share of the index included.
+    #[must_use]
+    pub const fn bytes_per_session() -> usize {
+        core::BYTES_PER_SESSION
+    }
+
+    /// Accounts a batch of frames, in order. Each frame's own time moves the timers.
+    pub fn observe_batch(&mut self, frames: &[Frame<'_>], sink: &mut impl Sink) {
+        for chunk in frames.chunks(PIPELINE) {
+            let mut plain: [Option<(Packet<'_>, Tuple)>; PIPELINE] = [None; PIPELINE];
+            let mut near = 0;
+            for (slot, frame) in plain.iter_mut().zip(chunk) {
+                *slot = self.decoder.fast(frame).and_then(|packet| {
+                    let tuple = self.core.tuple(&packet)?;
+                    near ^= self.core.touch_index(&tuple);
+                    Some((packet, tuple))
+                });
+            }
+            for (_, tuple) in plain.iter().flatten() {
+                near ^= self.core.touch_session(tuple);
+            }
+            black_box(near);
+            for (plain, frame) in plain.iter().zip(chunk) {
+                self.core.tick(frame.ts, sink);
+                match plain {
+                    Some((packet, tuple)) => {
+                        self.core.count_frame(frame);
+                        self.core.packet(packet, tuple, &Origin::of(frame), &[], &[], sink);
+                    }
+                    None => self.decode(frame, sink),
+                }
+            }
+        }
+        self.refresh_stats();
+    }
+
+    fn decode(&mut self, frame: &Frame<'_>, sink: &mut impl Sink) {
+        let Self { decoder, core } = self;
+        core.count_frame(frame);
+        let mut visitor = Visitor::new(core, Origin::of(frame), sink);
+        decoder.advance(frame.ts, &mut visitor);
+        match decoder.decode(frame, &mut visitor) {
+            Ok(Decoded::Counted) => {}
+            Ok(Decoded::Held) => core.stats.held += 1,
+            Err(reason) => {
+                if let Some(count) = core.stats.undecodable.get_mut(reason.index()) {
+                    *count += 1;
+                }
+            }
+        }
+    }
+
+    /// Moves the timers while the wire is quiet. `now` is the engine's clock.
+    pub fn advance(&mut self, now: Nanos, sink: &mut impl Sink) {
+        let Self { decoder, core } = self;
+        let origin = Origin::nowhere(now);
+        decoder.advance(now, &mut Visitor::new(core, origin, sink));
+        core.tick(now, sink);
+        self.refresh_stats();
+    }
+
+    /// Writes every session out: the run is over.
+    pub fn finish(&mut self, now: Nanos, sink: &mut impl Sink) {
+        let Self { decoder, core } = self;
+        let origin = Origin::nowhere(now);
+        decoder.finish(&mut Visitor::new(core, origin, sink));
+        core.finish(now, sink);
+        self.refresh_stats();
+    }
+
+    /// The engine time before which every frame's session has a row with that frame counted.
+    #[must_use]
+    pub fn complete_through(&self, now: Nanos) -> Nanos {
+        let held = self.decoder.oldest_held().unwrap_or(Nanos::MAX);
+        self.core.complete_through(now).min(held)
+    }
+
+    /// Counters since the start.
+    #[must_use]
+    pub fn stats(&self) -> &FlowStats {
+        &self.core.stats
+    }
+
+    fn refresh_stats(&mut self) {
+        let fragments = self.decoder.fragment_stats();
+        self.core.stats.datagrams_incomplete = fragments.expired + fragments.evicted;
+        self.core.stats.datagrams_inconsistent = fragments.inconsistent;
+    }
+}
+
+/// Accounts the packets of one frame that took the long way through the decoder.
+struct Visitor<'a, S> {
+    core: &'a mut Core,
+    origin: Origin,
+    sink: &'a mut S,
+    /// Sessions of the packets around the next one, outermost first.
+    parents: [Uid; MAX_PARENTS],
+    depth: usize,
+    /// Session counted last.
+    last: u32,
+}
+
+impl<'a, S: Sink> Visitor<'a, S> {
+    fn new(core: &'a mut Core, origin: Origin, sink: &'a mut S) -> Self {
+        let last = session::NONE;
+        Self { core, origin, sink, parents: [Uid::default(); MAX_PARENTS], depth: 0, last }
+    }
+}
+
+impl<S: Sink> PacketVisitor for Visitor<'_, S> {
+    fn packet(&mut self, packet: &Packet<'_>, earlier: &[HeldFrame]) -> Counted {
+        self.depth = usize::from(packet.depth).min(MAX_PARENTS);
+        let parents = self.parents.get(..self.depth).unwrap_or(&[]);
+        let tuple = self.core.any_tuple(packet);
+        let slot = self.core.packet(packet, &tuple, &self.origin, earlier, parents, self.sink);
+        self.last = slot;
+        if let Some(parent) = self.parents.get_mut(self.depth) {
+            *parent = self.core.uid(slot);
+        }
+        self.core.counted(slot)
+    }
+
+    fn refuse_tunnel(&mut self) {
+        if self.last != session::NONE {
+            self.core.refuse_tunnel(self.last);
+        }
+    }
+
+    fn incomplete(&mut self, datagram: &IncompleteDatagram<'_>) {
+        self.core.incomplete(datagram, self.origin.ts, self.sink);
+    }
+}

@@ -1,0 +1,566 @@
+//! TCP by Zeek's rules: what a segment does to the two ends, the history and the byte counts.
+//!
+//! The rules are those of TCPSessionAdapter, TCP_Endpoint and TCP_Reassembler in Zeek's sources
+//! (src/packet_analysis/protocol/tcp, src/analyzer/protocol/tcp); the payload itself is never
+//! kept, only which sequence numbers were seen.
+
+mod endpoint;
+mod reassembly;
+
+pub(crate) use endpoint::{EndState, Endpoint};
+
+use crate::packet::TcpFlags;
+use crate::record::{ConnState, History};
+use reassembly::OutOfOrder;
+
+/// A jump in sequence numbers that Zeek does not believe of a SYN or a RST.
+const TOO_LARGE_SEQ_DELTA: i32 = 1 << 20;
+
+/// One segment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    pub(crate) seq: u32,
+    pub(crate) ack: u32,
+    pub(crate) flags: TcpFlags,
+    pub(crate) window: u16,
+    /// Payload bytes by the headers.
+    pub(crate) len: u32,
+    /// Whether the capture holds all of them.
+    pub(crate) whole: bool,
+}
+
+impl Segment {
+    #[inline]
+    fn syn(&self) -> bool {
+        self.flags.has(TcpFlags::SYN)
+    }
+
+    #[inline]
+    fn fin(&self) -> bool {
+        self.flags.has(TcpFlags::FIN)
+    }
+
+    #[inline]
+    fn rst(&self) -> bool {
+        self.flags.has(TcpFlags::RST)
+    }
+
+    #[inline]
+    fn has_ack(&self) -> bool {
+        self.flags.has(TcpFlags::ACK)
+    }
+
+    /// Sequence numbers the segment takes: SYN and FIN one each, data unless it is a RST's.
+    #[inline]
+    fn seq_len(&self) -> u32 {
+        let data = if self.rst() { 0 } else { self.len };
+        data.wrapping_add(u32::from(self.syn())).wrapping_add(u32::from(self.fin()))
+    }
+}
+
+/// History letters as Zeek's Session::CheckHistory keeps them: most are noted once per role.
+pub(crate) struct Notes<'a> {
+    /// One bit per letter, the responder's 16 bits above the originator's.
+    pub(crate) seen: &'a mut u32,
+    pub(crate) history: &'a mut History,
+}
+
+/// Bits of [`Notes::seen`].
+mod once {
+    pub(super) const SYN: u32 = 0x1;
+    pub(super) const FIN: u32 = 0x2;
+    pub(super) const RST: u32 = 0x4;
+    pub(super) const FIN_RST: u32 = 0x8;
+    pub(super) const DATA: u32 = 0x10;
+    pub(super) const ACK: u32 = 0x20;
+    pub(super) const MULTI: u32 = 0x40;
+}
+
+impl Notes<'_> {
+    /// Writes a letter: capital for the originator.
+    pub(crate) fn push(&mut self, is_orig: bool, letter: u8) {
+        self.history.push(if is_orig { letter } else { letter.to_ascii_lowercase() });
+    }
+
+    /// Writes a letter the first time; true if it was there before.
+    #[inline]
+    pub(crate) fn repeated(&mut self, is_orig: bool, bit: u32, letter: u8) -> bool {
+        let bit = if is_orig { bit } else { bit << 16 };
+        if *self.seen & bit != 0 {
+            return true;
+        }
+        *self.seen |= bit;
+        self.push(is_orig, letter);
+        false
+    }
+
+    /// Counts an event and writes its letter at the 1st, 10th, 100th… time.
+    pub(crate) fn scaled(&mut self, is_orig: bool, count: &mut u32, letter: u8) {
+        *count = count.saturating_add(1);
+        if is_power_of_ten(*count) {
+            self.push(is_orig, letter);
+        }
+    }
+}
+
+fn is_power_of_ten(count: u32) -> bool {
+    matches!(
+        count,
+        1 | 10
+            | 100
+            | 1_000
+            | 10_000
+            | 100_000
+            | 1_000_000
+            | 10_000_000
+            | 100_000_000
+            | 1_000_000_000
+    )
+}
+
+/// What a segment changed beyond counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Effect {
+    /// The roles were swapped: a SYN came after its SYN-ACK.
+    pub(crate) flipped: bool,
+    /// A state changed, so the idle limits may have.
+    pub(crate) state_changed: bool,
+    /// One side closed and the session goes away soon (`tcp_close_delay`).
+    pub(crate) closing: bool,
+    /// One side closed whose first segment this was (`tcp_partial_close_delay`).
+    pub(crate) partly_closed: bool,
+    /// One side closed, the other is expected to.
+    pub(crate) half_closed: bool,
+}
+
+/// The TCP half of a session.
+#[derive(Debug, Default)]
+pub(crate) struct Tcp {
+    /// Originator and responder.
+    ends: [Endpoint; 2],
+    /// Payload that was acknowledged but never seen, both directions.
+    pub(crate) missed_bytes: u64,
+    /// Sequence ranges beyond a hole; none for a session in order.
+    beyond: Option<Box<OutOfOrder>>,
+    partial: bool,
+    /// Whether any segment was seen from the originator, the responder.
+    first_seen: [bool; 2],
+    close_deferred: bool,
+    handshake_done: bool,
+}
+
+const ORIG: usize = 0;
+const RESP: usize = 1;
+
+impl Tcp {
+    #[inline]
+    pub(crate) fn orig(&self) -> &Endpoint {
+        &self.ends[ORIG]
+    }
+
+    #[inline]
+    pub(crate) fn resp(&self) -> &Endpoint {
+        &self.ends[RESP]
+    }
+
+    /// Reads a word of each cache line, so that they are near when a segment comes.
+    #[inline]
+    pub(crate) fn touch(&self) -> u32 {
+        self.ends[ORIG].start_seq ^ self.ends[RESP].start_seq ^ self.ends[RESP].gaps
+    }
+
+    /// Whether both sides closed: later frames leave the duration alone.
+    #[inline]
+    pub(crate) fn both_closed(&self) -> bool {
+        self.ends[ORIG].did_close && self.ends[RESP].did_close
+    }
+
+    /// Whether the handshake came as far as Zeek asks before it grants the long idle limit.
+    #[inline]
+    pub(crate) fn handshake_done(&self) -> bool {
+        self.handshake_done
+    }
+
+    /// Whether this segment begins a new session on the same ends (TCPSessionAdapter::IsReuse).
+    #[inline]
+    pub(crate) fn is_reuse(&self, segment: &Segment) -> bool {
+        if !segment.syn() {
+            return false;
+        }
+        let [orig, resp] = &self.ends;
+        let starter = if segment.has_ack() {
+            if orig.state != EndState::Inactive {
+                return false;
+            }
+            resp
+        } else {
+            orig
+        };
+        if orig.did_close || resp.did_close {
+            return true;
+        }
+        if segment.seq == starter.start_seq {
+            return false;
+        }
+        let reversed_handshake = !segment.has_ack()
+            && starter.state == EndState::SynAckSent
+            && resp.state == EndState::Inactive
+            && segment.seq == resp.start_seq;
+        !reversed_handshake
+    }
+
+    /// Notes a segment whose checksum is wrong.
+    pub(crate) fn bad_checksum(&mut self, is_orig: bool, notes: &mut Notes<'_>) {
+        let end = &mut self.ends[usize::from(!is_orig)];
+        notes.scaled(is_orig, &mut end.bad_checksums, b'C');
+    }
+
+    /// Accounts a segment.
+    pub(crate) fn segment(
+        &mut self,
+        is_orig: bool,
+        segment: &Segment,
+        notes: &mut Notes<'_>,
+    ) -> Effect {
+        let mut effect = Effect::default();
+        // Roles can swap on the way: `me` and `you` follow the ends, not the roles.
+        let mut me = usize::from(!is_orig);
+        let mut you = 1 - me;
+        let role = is_orig;
+
+        self.set_partial_status(me, segment);
+        let past = segment.seq.wrapping_add(segment.seq_len());
+        self.ends[me].begin(segment.syn(), segment.seq, past);
+        let (rel_seq, underflow) = self.ends[me].relative_seq(segment.seq);
+        self.note_flags(me, role, segment, rel_seq, notes);
+        self.note_window(me, you, role, segment, notes);
+
+        if segment.fin() {
+            let end = &mut self.ends[me];
+            end.fin_seen = true;
+            end.fin_seq = rel_seq.wrapping_add(u64::from(segment.seq_len()));
+        }
+
+        let mut rel_ack = 0;
+        if segment.has_ack() {
+            let peer = &mut self.ends[you];
+            if peer.state == EndState::Inactive {
+                rel_ack = 1;
+                peer.begin_from_ack(segment.ack);
+            } else {
+                let (relative, underflow) = peer.relative_ack(segment.ack);
+                if !underflow {
+                    rel_ack = relative;
+                    if !segment.rst() {
+                        peer.update_ack(segment.ack);
+                    }
+                }
+            }
+        }
+
+        if self.ends[me].update_last(past, segment) {
+            notes.scaled(role, &mut self.ends[me].retransmissions, b'T');
+        }
+        let before = (self.ends[ORIG].state, self.ends[RESP].state);
+        let do_close = self.advance_state(&mut me, &mut you, role, segment, notes, &mut effect);
+        effect.state_changed |= before != (self.ends[ORIG].state, self.ends[RESP].state);
+
+        if segment.has_ack() {
+            self.ack_received(you, rel_ack, notes, &mut effect);
+        }
+        self.first_seen[usize::from(!role)] = true;
+
+        if segment.len > 0 && !segment.rst() && !underflow && segment.whole {
+            let data_seq = rel_seq.wrapping_add(u64::from(segment.syn()));
+            self.data_sent(me, data_seq, u64::from(segment.len));
+        }
+        self.check_eof(me, &mut effect);
+        if do_close {
+            self.connection_closed(me, &mut effect);
+        }
+        effect
+    }
+
+    fn set_partial_status(&mut self, me: usize, segment: &Segment) {
+        if self.first_seen[me] {
+            return;
+        }
+        if me == ORIG {
+            self.partial = !segment.syn() || segment.has_ack();
+        } else if !self.partial {
+            self.partial = !segment.syn();
+        }
+    }
+
+    fn note_flags(
+        &mut self,
+        me: usize,
+        role: bool,
+        segment: &Segment,
+        rel_seq: u64,
+        notes: &mut Notes<'_>,
+    ) {
+        let end = &mut self.ends[me];
+        let control = segment.flags.0 & (TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST);
+        match control {
+            0 => {
+                if segment.len > 0 {
+                    notes.repeated(role, once::DATA, b'D');
+                } else if segment.has_ack() {
+                    notes.repeated(role, once::ACK, b'A');
+                }
+            }
+            TcpFlags::SYN => {
+                let letter = if segment.has_ack() { b'H' } else { b'S' };
+                if notes.repeated(role, once::SYN, letter) && rel_seq != end.last_syn {
+                    notes.push(role, letter);
+                }
+                end.last_syn = rel_seq;
+            }
+            TcpFlags::FIN => {
+                // A FIN's own number lies behind the segment's data.
+                let fin = rel_seq.wrapping_add(u64::from(segment.len));
+                if notes.repeated(role, once::FIN, b'F') && fin != end.last_fin {
+                    notes.push(role, b'F');
+                }
+                end.last_fin = fin;
+            }
+            TcpFlags::RST => {
+                if notes.repeated(role, once::RST, b'R') && rel_seq != end.last_rst {
+                    notes.push(role, b'R');
+                }
+                end.last_rst = rel_seq;
+            }
+            _ if segment.fin() && segment.rst() => {
+                notes.repeated(role, once::FIN_RST, b'I');
+            }
+            _ => {
+                notes.repeated(role, once::MULTI, b'Q');
+            }
+        }
+    }
+
+    /// A zero window is worth a letter unless it comes with or after a reset, or after the peer
+    /// said that it has nothing more to send.
+    fn note_window(
+        &mut self,
+        me: usize,
+        you: usize,
+        role: bool,
+        segment: &Segment,
+        notes: &mut Notes<'_>,
+    ) {
+        if segment.window == 0
+            && !segment.rst()
+            && self.ends[you].state != EndState::Closed
+            && self.ends[me].state != EndState::Reset
+        {
+            notes.scaled(role, &mut self.ends[me].zero_windows, b'W');
+        }
+    }
+
+    /// The state machine (UpdateStateMachine and its parts). True if the end closes.
+    fn advance_state(
+        &mut self,
+        me: &mut usize,
+        you: &mut usize,
+        role: bool,
+        segment: &Segment,
+        notes: &mut Notes<'_>,
+        effect: &mut Effect,
+    ) -> bool {
+        match self.ends[*me].state {
+            EndState::Inactive => self.from_inactive(me, you, role, segment, notes, effect),
+            EndState::SynSent | EndState::SynAckSent => {
+                if segment.fin() {
+                    self.set_state(*me, EndState::Closed);
+                }
+                if segment.rst() {
+                    self.set_state(*me, EndState::Reset);
+                }
+                segment.fin() || segment.rst()
+            }
+            EndState::Established | EndState::Partial => self.from_established(*me, *you, segment),
+            EndState::Closed => {
+                if !segment.rst() || self.ends[*you].state == EndState::Closed {
+                    return false;
+                }
+                self.set_state(*me, EndState::Reset);
+                !self.ends[*me].did_close
+            }
+            EndState::Reset => false,
+        }
+    }
+
+    fn from_inactive(
+        &mut self,
+        me: &mut usize,
+        you: &mut usize,
+        role: bool,
+        segment: &Segment,
+        notes: &mut Notes<'_>,
+        effect: &mut Effect,
+    ) -> bool {
+        let mut do_close = false;
+        if segment.syn() {
+            if role {
+                let state =
+                    if segment.has_ack() { EndState::SynAckSent } else { EndState::SynSent };
+                self.set_state(*me, state);
+            } else {
+                let reversed = !segment.has_ack()
+                    && self.ends[*you].state == EndState::SynAckSent
+                    && segment.seq == self.ends[*me].start_seq;
+                if reversed {
+                    self.flip();
+                    std::mem::swap(me, you);
+                    notes.history.push(b'^');
+                    effect.flipped = true;
+                    self.set_state(*you, EndState::Established);
+                    self.first_seen[ORIG] = true;
+                }
+                if self.ends[*you].state == EndState::SynSent {
+                    self.set_state(*you, EndState::Established);
+                }
+                self.set_state(*me, EndState::Established);
+            }
+        }
+        if segment.fin() {
+            self.set_state(*me, EndState::Closed);
+            do_close = true;
+        }
+        if segment.rst() {
+            self.set_state(*me, EndState::Reset);
+            do_close = true;
+        }
+        if self.ends[*me].state == EndState::Inactive {
+            let eccentric_ack =
+                !role && segment.len == 0 && self.ends[ORIG].state == EndState::SynSent;
+            if eccentric_ack {
+                // Some stacks acknowledge a SYN before they answer it.
+            } else if segment.has_ack() && self.ends[*you].state == EndState::Established {
+                // Only the first SYN is missing.
+                self.set_state(*me, EndState::Established);
+                self.partial = false;
+                self.first_seen[usize::from(!role)] = true;
+            } else {
+                self.set_state(*me, EndState::Partial);
+            }
+        }
+        do_close
+    }
+
+    fn from_established(&mut self, me: usize, you: usize, segment: &Segment) -> bool {
+        let mut do_close = false;
+        if segment.syn()
+            && !segment.has_ack()
+            && self.ends[me].state == EndState::Partial
+            && self.ends[you].state == EndState::Inactive
+        {
+            self.set_state(me, EndState::SynSent);
+        }
+        if segment.fin() && !segment.rst() {
+            self.set_state(me, EndState::Closed);
+            let peer = &self.ends[you];
+            if peer.state == EndState::Reset && peer.prev_state == EndState::Closed {
+                // The peer sent a FIN and then a RST: a normal end after all.
+                self.set_state(you, EndState::Closed);
+            }
+            do_close = true;
+        }
+        if segment.rst() {
+            self.set_state(me, EndState::Reset);
+            do_close = true;
+        }
+        do_close
+    }
+
+    fn set_state(&mut self, who: usize, state: EndState) {
+        let peer_in_handshake = self.ends[1 - who].state.is_handshake();
+        let end = &mut self.ends[who];
+        if end.state == state {
+            return;
+        }
+        if !state.is_handshake() && end.state.is_handshake() && peer_in_handshake {
+            self.handshake_done = true;
+        }
+        end.prev_state = end.state;
+        end.state = state;
+    }
+
+    fn flip(&mut self) {
+        self.ends.swap(ORIG, RESP);
+        self.first_seen.swap(ORIG, RESP);
+        if let Some(beyond) = &mut self.beyond {
+            beyond.swap();
+        }
+        self.partial = false;
+    }
+
+    /// One end will send no more (ConnectionClosed), unless data is still on its way.
+    fn connection_closed(&mut self, me: usize, effect: &mut Effect) {
+        if self.data_pending(me) {
+            self.close_deferred = true;
+            return;
+        }
+        self.close_deferred = false;
+        if self.ends[me].did_close {
+            return;
+        }
+        self.ends[me].did_close = true;
+        effect.state_changed = true;
+        let (end, peer) = (&self.ends[me], &self.ends[1 - me]);
+        if end.state == EndState::Reset || peer.did_close || peer.state == EndState::Inactive {
+            effect.closing = true;
+        } else if end.prev_state == EndState::Inactive {
+            effect.partly_closed = true;
+        } else {
+            effect.half_closed = true;
+        }
+    }
+
+    fn check_eof(&mut self, me: usize, effect: &mut Effect) {
+        let end = &self.ends[me];
+        let ended = end.fin_seen || matches!(end.state, EndState::Closed | EndState::Reset);
+        if end.did_eof || !ended || self.data_pending(me) {
+            return;
+        }
+        self.ends[me].did_eof = true;
+        if self.close_deferred {
+            self.connection_closed(me, effect);
+            self.close_deferred = false;
+        }
+    }
+
+    /// Zeek's conn_state (scripts/base/protocols/conn/main.zeek).
+    pub(crate) fn conn_state(&self, history: &str) -> ConnState {
+        use EndState::{Closed, Established, Inactive, Partial, Reset, SynAckSent, SynSent};
+        let [orig, resp] = &self.ends;
+        let orig_inactive = matches!(orig.state, Inactive | Partial);
+        let resp_inactive = matches!(resp.state, Inactive | Partial);
+        match (orig.state, resp.state) {
+            (SynSent | SynAckSent, Reset) => ConnState::REJ,
+            (Reset, Reset) if orig.size() == 0 && resp.size() == 0 => ConnState::REJ,
+            (_, Reset) if orig_inactive => ConnState::RSTRH,
+            (_, Reset) => ConnState::RSTR,
+            (Reset, _) if resp_inactive && reset_after_syn(history) => ConnState::RSTOS0,
+            (Reset, _) if resp_inactive => ConnState::OTH,
+            (Reset, _) => ConnState::RSTO,
+            (Closed, Closed) => ConnState::SF,
+            (Closed, _) if resp_inactive => ConnState::SH,
+            (Closed, _) => ConnState::S2,
+            (_, Closed) if orig_inactive => ConnState::SHR,
+            (_, Closed) => ConnState::S3,
+            (SynSent, Inactive) => ConnState::S0,
+            (Established, Established) => ConnState::S1,
+            _ => ConnState::OTH,
+        }
+    }
+}
+
+/// A SYN, then a RST before anything else that the originator could send.
+fn reset_after_syn(history: &str) -> bool {
+    let history = history.strip_prefix('^').unwrap_or(history);
+    let Some(rest) = history.strip_prefix('S') else { return false };
+    rest.bytes().find(|letter| b"HAFGIQR".contains(letter)) == Some(b'R')
+}

@@ -1,0 +1,151 @@
+//! Which idle limit a session is under.
+//!
+//! Sessions under the same limit stand in one list in the order in which they came under it or
+//! last moved, so that the next to expire is at or near its head: adding, moving and expiring
+//! take constant time whatever the number of sessions.
+
+use crate::config::Timeouts;
+use crate::time::{Nanos, NanosDelta};
+
+/// A list of sessions under one limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Class {
+    /// TCP attempt without an answer: a fixed deadline from its SYN.
+    #[default]
+    TcpAttempt,
+    /// TCP, closed: a fixed deadline from the close.
+    TcpClosing,
+    /// TCP, closed by a side whose first segment that was: a fixed deadline from the close.
+    TcpPartlyClosed,
+    /// TCP, one side closed, the other reset or never seen: looked at every few seconds.
+    TcpLingering,
+    /// TCP before its handshake is done: idle limit.
+    TcpHandshake,
+    /// TCP: idle limit.
+    Tcp,
+    /// TCP to a port where people sit and think (FTP, SSH, Telnet, rlogin): a long idle limit.
+    TcpInteractive,
+    /// UDP: idle limit.
+    Udp,
+    /// UDP to a DNS port: looked at every ten seconds.
+    Dns,
+    /// ICMP: idle limit.
+    Icmp,
+    /// Anything else: idle limit.
+    Other,
+}
+
+impl Class {
+    pub(crate) const COUNT: usize = 11;
+    pub(crate) const ALL: [Self; Self::COUNT] = [
+        Self::TcpAttempt,
+        Self::TcpClosing,
+        Self::TcpPartlyClosed,
+        Self::TcpLingering,
+        Self::TcpHandshake,
+        Self::Tcp,
+        Self::TcpInteractive,
+        Self::Udp,
+        Self::Dns,
+        Self::Icmp,
+        Self::Other,
+    ];
+
+    /// Whether the limit is a moment of its own instead of a time of silence.
+    #[inline]
+    pub(crate) const fn has_deadline(self) -> bool {
+        matches!(
+            self,
+            Self::TcpAttempt
+                | Self::TcpClosing
+                | Self::TcpPartlyClosed
+                | Self::TcpLingering
+                | Self::Dns
+        )
+    }
+}
+
+/// How often Zeek's DNS analyzer looks whether a session fell silent (`dns_session_timeout`),
+/// and how long the silence must be: a second less, so that a query with a quick answer ends at
+/// the first look.
+pub(crate) const DNS_LOOK: NanosDelta = NanosDelta::from_secs(10);
+pub(crate) const DNS_SILENCE: NanosDelta = NanosDelta::from_secs(9);
+/// First and further looks at a TCP session of which one side closed (`tcp_SYN_timeout`,
+/// `tcp_session_timer`), and the silence asked for (`tcp_connection_linger`).
+pub(crate) const LINGER_FIRST_LOOK: NanosDelta = NanosDelta::from_secs(5);
+pub(crate) const LINGER_LOOK: NanosDelta = NanosDelta::from_secs(6);
+pub(crate) const LINGER_SILENCE: NanosDelta = NanosDelta::from_secs(5);
+/// Idle limit of interactive TCP sessions (scripts/base/protocols/conn/inactivity.zeek).
+const INTERACTIVE: NanosDelta = NanosDelta::from_secs(3600);
+
+/// Ports to which a TCP session is taken for an interactive one.
+pub(crate) const fn is_interactive_port(port: u16) -> bool {
+    matches!(port, 21 | 22 | 23 | 513)
+}
+
+/// Ports on which Zeek's DNS analyzer listens.
+pub(crate) const fn is_dns_port(port: u16) -> bool {
+    matches!(port, 53 | 137 | 5353 | 5355)
+}
+
+/// Idle limits by class.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IdleLimits([NanosDelta; Class::COUNT]);
+
+impl IdleLimits {
+    pub(crate) fn new(timeouts: &Timeouts) -> Self {
+        Self(Class::ALL.map(|class| match class {
+            Class::TcpAttempt => timeouts.tcp_attempt,
+            Class::TcpClosing => timeouts.tcp_close,
+            Class::TcpPartlyClosed => timeouts.tcp_partial_close,
+            Class::TcpLingering => LINGER_LOOK,
+            // Zeek sets the limit of UDP until the handshake is done.
+            Class::TcpHandshake | Class::Udp => timeouts.udp_inactivity,
+            Class::Tcp => timeouts.tcp_inactivity,
+            Class::TcpInteractive => timeouts.tcp_inactivity.max(INTERACTIVE),
+            Class::Dns => DNS_LOOK,
+            Class::Icmp => timeouts.icmp_inactivity,
+            Class::Other => timeouts.other_inactivity,
+        }))
+    }
+
+    #[inline]
+    pub(crate) fn of(&self, class: Class) -> NanosDelta {
+        self.0[class as usize]
+    }
+}
+
+/// The first look at a lingering TCP session after it has been silent for long enough. Looks
+/// come 5 s after the session began and then every 6 s.
+pub(crate) fn linger_look(start: Nanos, silent_since: Nanos) -> Nanos {
+    let ripe = silent_since + LINGER_SILENCE;
+    let first = start + LINGER_FIRST_LOOK;
+    let late = (ripe - first).0;
+    if late < 0 {
+        return first;
+    }
+    let looks = late / LINGER_LOOK.0 + 1;
+    first + NanosDelta(looks.saturating_mul(LINGER_LOOK.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_come_after_enough_silence() {
+        let s = |seconds| Nanos::from_parts(seconds, 0);
+        assert_eq!(linger_look(s(0), s(-1)), s(5));
+        assert_eq!(linger_look(s(0), s(0)), s(11));
+        assert_eq!(linger_look(s(0), s(5)), s(11));
+        assert_eq!(linger_look(s(0), s(6)), s(17));
+    }
+
+    #[test]
+    fn classes_are_numbered_in_order() {
+        for (at, class) in Class::ALL.into_iter().enumerate() {
+            assert_eq!(class as usize, at);
+        }
+    }
+}
