@@ -38,10 +38,12 @@ struct Recorded {
 
 /// The frames of a capture up to the first byte that is no capture any more.
 fn frames(path: &Path) -> Vec<Recorded> {
-    let mut raw = std::fs::read(path).unwrap();
+    let mut raw = std::fs::read(path).expect("a readable capture");
     if path.extension().is_some_and(|ext| ext == "gz") {
         let mut plain = Vec::new();
-        flate2::read::GzDecoder::new(raw.as_slice()).read_to_end(&mut plain).unwrap();
+        flate2::read::GzDecoder::new(raw.as_slice())
+            .read_to_end(&mut plain)
+            .expect("a whole gzip file");
         raw = plain;
     }
     let mut frames = Vec::new();
@@ -206,7 +208,7 @@ fn decode(path: &Path, checksums: Checksums, likely: Vec<(u16, u8)>) -> Tally {
         let before = tally.owned;
         match decoder.decode(&frame, &mut tally) {
             Ok(Decoded::Counted) => {
-                assert!(tally.owned > before, "{} frame {number}", path.display())
+                assert!(tally.owned > before, "{} frame {number}", path.display());
             }
             Ok(Decoded::Held) => {}
             Err(_) => undecodable += 1,
