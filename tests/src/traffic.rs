@@ -151,3 +151,45 @@ pub fn send_stamped(wire: &Wire, count: u32, micros: u32) -> Result<Vec<u64>> {
     let output = crate::netns::run(&mut command)?;
     output.lines().map(|line| line.parse().context("a send time")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_frames_of_all_sizes_cross_an_idle_wire() {
+        let wire = Wire::with().mtu(9000).queues(2).spread_by_flow().build().unwrap();
+        let mut crossed = 0;
+        for (bytes, pace) in
+            [(64, Pace::Flood), (1514, Pace::PerSecond(10_000)), (9000, Pace::Gap(20))]
+        {
+            let frames = Frames { count: 2000, bytes, flows: 10, pace };
+            assert_eq!(frames.send(&wire).unwrap(), Sent { carried: 2000, refused: 0 });
+            crossed += 2000;
+            assert_eq!(wire.sensor_counter("rx_packets").unwrap(), crossed);
+        }
+        let bytes = 2000 * (64 + 1514 + 9000);
+        assert_eq!(wire.sensor_counter("rx_bytes").unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_capture_file_holds_the_frames_that_a_wire_would_carry() {
+        let file = NamedTempFile::with_suffix(".pcap").unwrap();
+        let frames = Frames { count: 30, bytes: 100, flows: 10, pace: Pace::Flood };
+        frames.write(file.path()).unwrap();
+        let rows = crate::outside::tshark_fields(file.path(), "udp", &["udp.srcport", "frame.len"])
+            .unwrap();
+        assert_eq!(rows.len(), 30);
+        let ports: std::collections::BTreeSet<_> = rows.iter().map(|row| &row[0]).collect();
+        assert_eq!(ports.len(), 10);
+        assert!(rows.iter().all(|row| row[1] == "100"), "{rows:?}");
+    }
+
+    #[test]
+    fn stamped_frames_tell_when_they_were_sent() {
+        let wire = Wire::new().unwrap();
+        let moments = send_stamped(&wire, 100, 50).unwrap();
+        assert_eq!(wire.sensor_counter("rx_packets").unwrap(), 100);
+        assert!(moments.len() == 100 && moments.is_sorted());
+    }
+}
