@@ -1,0 +1,226 @@
+//! The writing end of the session log.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+
+use arrow::array::RecordBatch;
+use arrow::error::ArrowError;
+use capture_flow::record::SessionRecord;
+use capture_flow::time::Nanos;
+
+use crate::drops::RowLossReason;
+use crate::layout::Layout;
+use crate::store::{OwnedStore, RunId};
+use crate::time::HOUR_NS;
+
+use super::columns::Columns;
+use super::live::LiveWriter;
+use super::row::{RowNames, SessionRow};
+use super::seal::PendingSeal;
+
+/// How the session log is cut into files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogPolicy {
+    /// Rows after which the open tail is sealed.
+    pub seal_rows: u64,
+    /// Rows that may wait in memory while the log cannot be written; more are lost, and counted.
+    pub waiting_rows: usize,
+    /// Seed of the Community ID.
+    pub community_id_seed: u16,
+}
+
+impl Default for LogPolicy {
+    fn default() -> Self {
+        Self { seal_rows: 1 << 18, waiting_rows: 1 << 18, community_id_seed: 0 }
+    }
+}
+
+/// Why rows could not be committed. They wait in memory for the next try.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The kernel's answer.
+    #[error("cannot write the session log {path}")]
+    Io {
+        /// The open tail.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Rows that make no batch: a defect of this program.
+    #[error("the rows make no batch")]
+    Batch(#[from] ArrowError),
+}
+
+/// The file that rows go to.
+struct Live {
+    path: PathBuf,
+    hour: i64,
+    rows: u64,
+    writer: LiveWriter,
+}
+
+/// Writes the session log of one run.
+pub struct SessionLog {
+    layout: Layout,
+    sensor: String,
+    run: RunId,
+    policy: LogPolicy,
+    next_file: u64,
+    live: Option<Live>,
+    filling: Columns,
+    filling_hour: i64,
+    ready: VecDeque<(i64, RecordBatch)>,
+    ready_rows: usize,
+    pending: Vec<PendingSeal>,
+}
+
+impl SessionLog {
+    /// Begins the log of a run. Writes nothing yet.
+    #[must_use]
+    pub fn new(store: &OwnedStore, run: &RunId, policy: LogPolicy) -> Self {
+        Self {
+            layout: store.layout().clone(),
+            sensor: store.identity().sensor.clone(),
+            run: run.clone(),
+            policy,
+            next_file: 0,
+            live: None,
+            filling: Columns::default(),
+            filling_hour: 0,
+            ready: VecDeque::new(),
+            ready_rows: 0,
+            pending: Vec::new(),
+        }
+    }
+
+    /// Takes a row; it is kept once [`SessionLog::commit`] says so.
+    ///
+    /// # Errors
+    /// Too many rows wait already because the log cannot be written: this one is lost.
+    pub fn append(&mut self, record: &SessionRecord, iface: &str) -> Result<(), RowLossReason> {
+        if self.ready_rows + self.filling.rows() >= self.policy.waiting_rows {
+            return Err(RowLossReason::LogUnwritable);
+        }
+        // A file holds the rows of one hour.
+        let hour = hour_of(record.flushed_at);
+        if hour != self.filling_hour && self.end_batch().is_err() {
+            return Err(RowLossReason::LogUnwritable);
+        }
+        self.filling_hour = hour;
+        let names = RowNames {
+            sensor: &self.sensor,
+            iface,
+            community_id_seed: self.policy.community_id_seed,
+        };
+        self.filling.push(&SessionRow::of(record, &names));
+        Ok(())
+    }
+
+    /// Rows taken and not committed yet.
+    #[must_use]
+    pub fn waiting_rows(&self) -> usize {
+        self.ready_rows + self.filling.rows()
+    }
+
+    /// Bytes of the open tail.
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
+        self.live.as_ref().map_or(0, |live| live.writer.len())
+    }
+
+    /// Writes the waiting rows to the open tail: readers see them, and a kill does not take them.
+    /// Returns how many rows were committed; on an error those before it were, and
+    /// [`SessionLog::waiting_rows`] tells how many still wait.
+    ///
+    /// # Errors
+    /// The disk is full or fails.
+    pub fn commit(&mut self) -> Result<u64, LogError> {
+        self.end_batch()?;
+        let mut committed = 0;
+        while let Some((hour, batch)) = self.ready.front() {
+            let (hour, batch) = (*hour, batch.clone());
+            if self.live.as_ref().is_some_and(|live| live.hour != hour) {
+                self.rotate();
+            }
+            self.write(hour, &batch)?;
+            committed += batch.num_rows() as u64;
+            self.ready_rows = self.ready_rows.saturating_sub(batch.num_rows());
+            self.ready.pop_front();
+            if self.live.as_ref().is_some_and(|live| live.rows >= self.policy.seal_rows) {
+                self.rotate();
+            }
+        }
+        Ok(committed)
+    }
+
+    /// Files that are due to be sealed at `now` (the engine's clock): full ones, and the open
+    /// tail once its hour is over. Sealing may run on any thread, at any time; until then the
+    /// rows are read from the open tail.
+    #[must_use]
+    pub fn take_due(&mut self, now: Nanos) -> Vec<PendingSeal> {
+        if self.live.as_ref().is_some_and(|live| live.hour < hour_of(now)) {
+            self.rotate();
+        }
+        std::mem::take(&mut self.pending)
+    }
+
+    /// Ends the run: commits what waits and hands out every file that is not sealed.
+    ///
+    /// # Errors
+    /// The waiting rows could not be written; the files can still be had by trying again.
+    pub fn close(&mut self) -> Result<(u64, Vec<PendingSeal>), LogError> {
+        let committed = self.commit()?;
+        self.rotate();
+        Ok((committed, std::mem::take(&mut self.pending)))
+    }
+
+    fn end_batch(&mut self) -> Result<(), LogError> {
+        let rows = self.filling.rows();
+        if rows > 0 {
+            let batch = self.filling.finish()?;
+            self.ready_rows += rows;
+            self.ready.push_back((self.filling_hour, batch));
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, hour: i64, batch: &RecordBatch) -> Result<(), LogError> {
+        if self.live.is_none() {
+            let name = format!("{}-{:06}.arrows", self.run, self.next_file);
+            let path = self.layout.live().join(name);
+            let writer = LiveWriter::create(&path)
+                .map_err(|source| LogError::Io { path: path.clone(), source })?;
+            self.next_file += 1;
+            self.live = Some(Live { path, hour, rows: 0, writer });
+        }
+        if let Some(live) = &mut self.live {
+            live.writer
+                .append(batch)
+                .map_err(|source| LogError::Io { path: live.path.clone(), source })?;
+            live.rows += batch.num_rows() as u64;
+        }
+        Ok(())
+    }
+
+    fn rotate(&mut self) {
+        if let Some(live) = self.live.take() {
+            self.pending.push(PendingSeal::new(&self.layout, &self.sensor, live.path));
+        }
+    }
+}
+
+impl std::fmt::Debug for SessionLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionLog")
+            .field("run", &self.run)
+            .field("waiting_rows", &self.waiting_rows())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The hour since the epoch.
+fn hour_of(at: Nanos) -> i64 {
+    at.0.div_euclid(HOUR_NS)
+}

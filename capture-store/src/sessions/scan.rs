@@ -1,0 +1,295 @@
+//! Reads the session log: sealed files and open tails, as little of them as the question needs.
+
+use std::fs::File;
+use std::io;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+
+use arrow::array::{AsArray, BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::TimestampNanosecondType;
+use arrow::error::ArrowError;
+use capture_flow::time::Nanos;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::RowGroupMetaData;
+use parquet::file::statistics::Statistics;
+
+use crate::layout;
+use crate::store::Store;
+
+use super::live;
+
+/// Rows of a batch handed to the visitor.
+const BATCH_ROWS: usize = 8192;
+
+/// What to read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// Only rows of sessions with a moment in this window (both ends included).
+    pub window: Option<(Nanos, Nanos)>,
+    /// Only these columns, in the order of the schema; all where it is `None`.
+    pub columns: Option<Vec<String>>,
+    /// Addresses as the columns have them: row groups in which none of them is an end of a
+    /// session may be skipped. Other rows may still come; the caller's filter decides. Empty for
+    /// no such restriction.
+    pub hosts: Vec<String>,
+    /// Session identities: row groups without any of them may be skipped, likewise.
+    pub uids: Vec<String>,
+}
+
+/// The torn end of an open tail: a write in progress, or what a kill left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TornTail {
+    /// The open tail.
+    pub path: PathBuf,
+    /// Bytes behind its last whole batch.
+    pub bytes: u64,
+}
+
+/// What a scan read and what it could not read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScanReport {
+    /// Rows handed to the visitor.
+    pub rows: u64,
+    /// Files, open tails included.
+    pub files: u64,
+    /// Row groups in the Parquet files.
+    pub row_groups: u64,
+    /// Row groups that were not read because they hold nothing for the question.
+    pub row_groups_skipped: u64,
+    /// Open tails with a torn end.
+    pub torn: Vec<TornTail>,
+    /// Files that could not be read, and why. What was read of them before was visited.
+    pub damaged: Vec<(PathBuf, String)>,
+}
+
+/// Why a scan could not even begin.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    /// A directory cannot be read.
+    #[error("cannot read the session log")]
+    Io(#[from] io::Error),
+    /// A column that there is none of.
+    #[error("there is no column {0:?}")]
+    NoSuchColumn(String),
+}
+
+/// Calls `visit` with batches of rows until it breaks off. The batches are in no order; a session
+/// can have several rows, of which the one with the highest `update` counts.
+///
+/// # Errors
+/// See [`ScanError`]. A file that cannot be read is no error but part of the report.
+pub fn scan(
+    store: &Store,
+    what: &Scan,
+    mut visit: impl FnMut(RecordBatch) -> ControlFlow<()>,
+) -> Result<ScanReport, ScanError> {
+    let plan = Plan::new(what)?;
+    let mut report = ScanReport::default();
+    // Open tails first, and kept open: one that is sealed meanwhile is among the Parquet files.
+    let live_dir = store.layout().live();
+    let mut tails = Vec::new();
+    for name in layout::names_in(&live_dir)? {
+        let Some(stem) = name.strip_suffix(".arrows") else { continue };
+        match File::open(live_dir.join(&name)) {
+            Ok(file) => tails.push((stem.to_owned(), live_dir.join(&name), file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => report.damaged.push((live_dir.join(&name), error.to_string())),
+        }
+    }
+    let sealed = super::seal::sealed_names(store.layout())?;
+    for path in sealed.values() {
+        report.files += 1;
+        match read_sealed(path, &plan, &mut report, &mut visit) {
+            Ok(ControlFlow::Continue(())) => {}
+            Ok(ControlFlow::Break(())) => return Ok(report),
+            Err(why) => report.damaged.push((path.clone(), why)),
+        }
+    }
+    for (stem, path, mut file) in tails {
+        if sealed.contains_key(&stem) {
+            continue;
+        }
+        report.files += 1;
+        let content = match live::read(&mut file) {
+            Ok(content) => content,
+            Err(error) => {
+                report.damaged.push((path, error.to_string()));
+                continue;
+            }
+        };
+        if content.torn_bytes > 0 {
+            report.torn.push(TornTail { path: path.clone(), bytes: content.torn_bytes });
+        }
+        for batch in content.batches {
+            match plan.hand_over(&batch, &mut report, &mut visit) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => return Ok(report),
+                Err(error) => report.damaged.push((path.clone(), error.to_string())),
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// A scan whose columns exist.
+struct Plan<'a> {
+    what: &'a Scan,
+    /// Names of the columns to read: those asked for, and those that the window is checked by.
+    read: Vec<String>,
+    /// Names of the columns to hand over.
+    columns: Vec<String>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(what: &'a Scan) -> Result<Self, ScanError> {
+        let all: Vec<String> = super::schema::column_names().collect();
+        let Some(asked) = &what.columns else {
+            return Ok(Self { what, read: all.clone(), columns: all });
+        };
+        if let Some(unknown) = asked.iter().find(|name| !all.contains(name)) {
+            return Err(ScanError::NoSuchColumn(unknown.clone()));
+        }
+        let windowed = what.window.is_some();
+        let needed =
+            |name: &String| asked.contains(name) || windowed && (name == "ts" || name == "last_ts");
+        let read = all.iter().filter(|name| needed(name)).cloned().collect();
+        let columns = all.into_iter().filter(|name| asked.contains(name)).collect();
+        Ok(Self { what, read, columns })
+    }
+
+    /// Hands over the rows within the window.
+    fn hand_over(
+        &self,
+        batch: &RecordBatch,
+        report: &mut ScanReport,
+        visit: &mut impl FnMut(RecordBatch) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, ArrowError> {
+        let mut kept = batch.clone();
+        if let Some((from, to)) = self.what.window {
+            let time = |name: &str| {
+                let column = batch.column_by_name(name);
+                column
+                    .and_then(|column| column.as_primitive_opt::<TimestampNanosecondType>())
+                    .ok_or_else(|| ArrowError::SchemaError(format!("there is no time {name}")))
+            };
+            let (ts, last_ts) = (time("ts")?, time("last_ts")?);
+            let inside: BooleanArray = (ts.values().iter())
+                .zip(last_ts.values())
+                .map(|(ts, last_ts)| Some(*ts <= to.0 && *last_ts >= from.0))
+                .collect();
+            kept = filter_record_batch(batch, &inside)?;
+        }
+        if kept.num_rows() == 0 {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let places: Result<Vec<usize>, ArrowError> =
+            self.columns.iter().map(|name| kept.schema().index_of(name)).collect();
+        let kept = kept.project(&places?)?;
+        report.rows += kept.num_rows() as u64;
+        Ok(visit(kept))
+    }
+
+    /// Whether a row group can hold a row within the window, by its statistics.
+    fn may_overlap(&self, group: &RowGroupMetaData) -> bool {
+        let Some((from, to)) = self.what.window else { return true };
+        let statistics = |name: &str| {
+            let column = group.columns().iter().find(|c| c.column_path().string() == name)?;
+            match column.statistics()? {
+                Statistics::Int64(values) => Some((*values.min_opt()?, *values.max_opt()?)),
+                _ => None,
+            }
+        };
+        let begins = statistics("ts").is_none_or(|(earliest, _)| earliest <= to.0);
+        let ends = statistics("last_ts").is_none_or(|(_, latest)| latest >= from.0);
+        begins && ends
+    }
+}
+
+fn read_sealed(
+    path: &PathBuf,
+    plan: &Plan<'_>,
+    report: &mut ScanReport,
+    visit: &mut impl FnMut(RecordBatch) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, String> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        // Retired between the look into the directory and now.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(ControlFlow::Continue(()));
+        }
+        Err(error) => return Err(error.to_string()),
+    };
+    let opened = guarded(|| {
+        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(false);
+        let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options)?;
+        let mut groups = Vec::new();
+        for group in 0..builder.metadata().num_row_groups() {
+            report.row_groups += 1;
+            if plan.may_overlap(builder.metadata().row_group(group))
+                && may_hold(&builder, group, &["orig_h", "resp_h"], &plan.what.hosts)?
+                && may_hold(&builder, group, &["uid"], &plan.what.uids)?
+            {
+                groups.push(group);
+            } else {
+                report.row_groups_skipped += 1;
+            }
+        }
+        let roots = plan.read.iter().map(String::as_str);
+        let places: Result<Vec<usize>, ArrowError> =
+            roots.map(|name| builder.schema().index_of(name)).collect();
+        let mask = ProjectionMask::roots(builder.parquet_schema(), places?);
+        builder.with_row_groups(groups).with_projection(mask).with_batch_size(BATCH_ROWS).build()
+    });
+    let mut reader = opened?;
+    loop {
+        let Some(batch) = guarded(|| reader.next().transpose())? else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        let flow = plan.hand_over(&batch, report, visit).map_err(|error| error.to_string())?;
+        if flow.is_break() {
+            return Ok(flow);
+        }
+    }
+}
+
+/// Whether any of the values can be in one of the columns of a row group, by its Bloom filters.
+fn may_hold(
+    builder: &ParquetRecordBatchReaderBuilder<File>,
+    group: usize,
+    columns: &[&str],
+    values: &[String],
+) -> Result<bool, ParquetError> {
+    if values.is_empty() {
+        return Ok(true);
+    }
+    let all = builder.metadata().row_group(group).columns();
+    for name in columns {
+        let Some(place) = all.iter().position(|c| c.column_path().string() == *name) else {
+            return Ok(true);
+        };
+        match builder.get_row_group_column_bloom_filter(group, place)? {
+            None => return Ok(true),
+            Some(filter) => {
+                if values.iter().any(|value| filter.check(&value.as_str())) {
+                    return Ok(true);
+                }
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// Runs a decoder over bytes that may be damaged: its panic becomes an error like its errors.
+pub(super) fn guarded<T, E: std::fmt::Display>(
+    decode: impl FnOnce() -> Result<T, E>,
+) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(decode)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the decoder gave up on it".to_owned()),
+    }
+}

@@ -1,0 +1,88 @@
+//! The columns of the session log.
+//!
+//! Counts and ports are signed (Int64, Int32): Spark has no unsigned types and reads UINT64 as a
+//! decimal, and no count comes near 2⁶³. Times are nanoseconds in UTC.
+
+use std::sync::{Arc, LazyLock};
+
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
+
+/// The time zone of every time column.
+pub(super) const UTC: &str = "UTC";
+
+/// The columns, in order.
+#[must_use]
+pub fn schema() -> SchemaRef {
+    static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| Arc::new(Schema::new(fields())));
+    SCHEMA.clone()
+}
+
+/// The columns' names, in order.
+pub fn column_names() -> impl Iterator<Item = String> {
+    let schema = schema();
+    (0..schema.fields().len()).map(move |at| schema.field(at).name().clone())
+}
+
+/// Fields of `pcap_first` and `pcap_last`.
+pub(super) fn position_fields() -> Fields {
+    Fields::from(vec![
+        Field::new("worker", DataType::Int32, false),
+        Field::new("segment", DataType::Int64, false),
+        Field::new("offset", DataType::Int64, false),
+    ])
+}
+
+/// The field within `tunnel_parents`.
+pub(super) fn parent_field() -> Field {
+    Field::new("element", DataType::Utf8, false)
+}
+
+fn fields() -> Vec<Field> {
+    let time = || DataType::Timestamp(TimeUnit::Nanosecond, Some(UTC.into()));
+    let text = || DataType::Utf8;
+    let must = |name: &str, of: DataType| Field::new(name, of, false);
+    let may = |name: &str, of: DataType| Field::new(name, of, true);
+    vec![
+        must("ts", time()),
+        must("last_ts", time()),
+        may("duration", DataType::Float64),
+        must("uid", text()),
+        must("sensor", text()),
+        must("iface", text()),
+        must("orig_h", text()),
+        must("orig_p", DataType::Int32),
+        must("resp_h", text()),
+        must("resp_p", DataType::Int32),
+        must("proto", text()),
+        may("ip_proto", DataType::Int32),
+        may("service", text()),
+        must("conn_state", text()),
+        must("history", text()),
+        may("orig_bytes", DataType::Int64),
+        may("resp_bytes", DataType::Int64),
+        must("orig_pkts", DataType::Int64),
+        must("resp_pkts", DataType::Int64),
+        must("orig_ip_bytes", DataType::Int64),
+        must("resp_ip_bytes", DataType::Int64),
+        must("missed_bytes", DataType::Int64),
+        may("local_orig", DataType::Boolean),
+        may("local_resp", DataType::Boolean),
+        may("vlan", DataType::Int32),
+        may("inner_vlan", DataType::Int32),
+        may("orig_l2_addr", text()),
+        may("resp_l2_addr", text()),
+        may("tunnel_parents", DataType::List(Arc::new(parent_field()))),
+        may("community_id", text()),
+        must("direction_certain", DataType::Boolean),
+        must("update", DataType::Int64),
+        must("final", DataType::Boolean),
+        must("end_reason", text()),
+        must("frames", DataType::Int64),
+        must("frame_bytes", DataType::Int64),
+        may("server_name", text()),
+        may("alpn", text()),
+        must("flushed_at", time()),
+        may("pcap_first", DataType::Struct(position_fields())),
+        may("pcap_last", DataType::Struct(position_fields())),
+    ]
+}
