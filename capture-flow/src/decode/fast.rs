@@ -51,7 +51,7 @@ pub(super) fn decode<'a>(frame: &Frame<'a>, verify: bool) -> Option<Packet<'a>> 
     }
 
     let (ip, header_len) = match link.ether_type {
-        ETHER_IPV4 => (ipv4(rest, verify)?, IPV4_HEADER),
+        ETHER_IPV4 => (ipv4(rest)?, IPV4_HEADER),
         ETHER_IPV6 => (ipv6(rest)?, IPV6_HEADER),
         _ => return None,
     };
@@ -69,25 +69,33 @@ pub(super) fn decode<'a>(frame: &Frame<'a>, verify: bool) -> Option<Packet<'a>> 
         proto::UDP => udp(body)?,
         _ => icmp(body, len)?,
     };
-    let mut checksum = Checksum::Accepted;
-    if verify {
-        let segment = Segment {
-            src: ip.src,
-            dst: ip.dst,
-            protocol: ip.protocol,
-            captured,
-            len,
-            verify,
-            cut: missing > 0,
-        };
-        checksum = segment.read().ok()?.checksum;
-    }
+    let checksum =
+        if verify { verified(&ip, rest, header_len, missing > 0)? } else { Checksum::Accepted };
     let net = Net::Ip { ip, transport, checksum, payload_len };
     Some(Packet { link, net, payload, depth: 0, owns_frame: true })
 }
 
+/// Verifies the IPv4 header and the transport; `None` leaves a wrong header to the full decoder.
+#[inline(never)]
+fn verified(ip: &Ip, packet: &[u8], header_len: usize, cut: bool) -> Option<Checksum> {
+    let (header, captured) = packet.split_at_checked(header_len)?;
+    if ip.src.is_ipv4() && !checksum::is_right(header) {
+        return None;
+    }
+    let segment = Segment {
+        src: ip.src,
+        dst: ip.dst,
+        protocol: ip.protocol,
+        captured,
+        len: (ip.total_len as usize).checked_sub(header_len)?,
+        verify: true,
+        cut,
+    };
+    Some(segment.read().ok()?.checksum)
+}
+
 /// Takes a tag off: its VLAN id, and the EtherType behind it.
-#[inline]
+#[inline(always)]
 fn tag(rest: &mut &[u8], ether_type: &mut u16) -> Option<u16> {
     let (&[c0, c1, t0, t1], behind) = rest.split_first_chunk::<4>()?;
     *rest = behind;
@@ -95,15 +103,14 @@ fn tag(rest: &mut &[u8], ether_type: &mut u16) -> Option<u16> {
     Some(u16::from_be_bytes([c0, c1]) & 0x0fff)
 }
 
-#[inline]
-fn ipv4(bytes: &[u8], verify: bool) -> Option<Ip> {
+#[inline(always)]
+fn ipv4(bytes: &[u8]) -> Option<Ip> {
     let header = bytes.first_chunk::<IPV4_HEADER>()?;
     let [first, _, l0, l1, _, _, f0, f1, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
         *header;
     if first != IPV4_WITHOUT_OPTIONS
         || u16::from_be_bytes([f0, f1]) & IPV4_FRAGMENT != 0
         || !matches!(protocol, proto::TCP | proto::UDP | proto::ICMP)
-        || (verify && !checksum::is_right(header))
     {
         return None;
     }
@@ -115,7 +122,7 @@ fn ipv4(bytes: &[u8], verify: bool) -> Option<Ip> {
     })
 }
 
-#[inline]
+#[inline(always)]
 fn ipv6(bytes: &[u8]) -> Option<Ip> {
     let header = bytes.first_chunk::<IPV6_HEADER>()?;
     let (&[first, _, _, _, l0, l1, protocol, _], addresses) = header.split_first_chunk::<8>()?;
@@ -131,7 +138,7 @@ fn ipv6(bytes: &[u8]) -> Option<Ip> {
     })
 }
 
-#[inline]
+#[inline(always)]
 fn tcp(body: &[u8], len: usize) -> Option<(Transport, &[u8], u32)> {
     let header = body.first_chunk::<20>()?;
     let [s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, offset, flags, w0, w1, ..] = *header;
@@ -151,7 +158,7 @@ fn tcp(body: &[u8], len: usize) -> Option<(Transport, &[u8], u32)> {
     Some((transport, payload, (len - header_len) as u32))
 }
 
-#[inline]
+#[inline(always)]
 fn udp(body: &[u8]) -> Option<(Transport, &[u8], u32)> {
     let (&[s0, s1, d0, d1, l0, l1, _, _], payload) = body.split_first_chunk::<8>()?;
     let src_port = u16::from_be_bytes([s0, s1]);
@@ -163,7 +170,7 @@ fn udp(body: &[u8]) -> Option<(Transport, &[u8], u32)> {
     Some((Transport::Udp { src_port, dst_port }, payload, payload_len))
 }
 
-#[inline]
+#[inline(always)]
 fn icmp(body: &[u8], len: usize) -> Option<(Transport, &[u8], u32)> {
     let (&[icmp_type, code, ..], payload) = body.split_first_chunk::<8>()?;
     Some((Transport::Icmp { icmp_type, code }, payload, (len - 8) as u32))
