@@ -18,6 +18,8 @@ use capture_flow::stats::FlowStats;
 use capture_flow::time::Nanos;
 use capture_store::drops::DropReason;
 
+use crate::source::SourceCounters;
+
 /// Reasons for which a frame is not recorded.
 pub const DROP_REASONS: usize = DropReason::ALL.len();
 /// Reasons for which a frame counts to no session.
@@ -28,7 +30,7 @@ pub const UNDECODABLE_REASONS: usize = Undecodable::ALL.len();
 pub struct WorkerCounters {
     /// Odd while the worker writes.
     version: AtomicU64,
-    sources: Box<[SourceCounters]>,
+    sources: Box<[SharedSource]>,
     received: AtomicU64,
     wire_bytes: AtomicU64,
     recorded: AtomicU64,
@@ -48,12 +50,17 @@ pub struct WorkerCounters {
     complete_through: AtomicI64,
 }
 
-/// What a worker took from one of its sources.
+/// What a worker took from one of its sources, shared.
 #[derive(Debug, Default)]
-struct SourceCounters {
+struct SharedSource {
     frames: AtomicU64,
     wire_bytes: AtomicU64,
     last_ts: AtomicI64,
+    malformed: AtomicU64,
+    ring_full: AtomicU64,
+    dropped: AtomicU64,
+    fill_ring_empty: AtomicU64,
+    invalid_descs: AtomicU64,
 }
 
 /// What a worker took from one of its sources (a queue of an interface, or a file).
@@ -65,11 +72,13 @@ pub struct SourceCounts {
     pub wire_bytes: u64,
     /// Time of the latest of them; [`Nanos::MIN`] before the first.
     pub last_ts: Nanos,
+    /// What the source itself says, as of at most a moment ago.
+    pub own: SourceCounters,
 }
 
 impl Default for SourceCounts {
     fn default() -> Self {
-        Self { frames: 0, wire_bytes: 0, last_ts: Nanos::MIN }
+        Self { frames: 0, wire_bytes: 0, last_ts: Nanos::MIN, own: SourceCounters::default() }
     }
 }
 
@@ -195,7 +204,7 @@ impl WorkerCounters {
     /// Counters of a worker with so many sources.
     #[must_use]
     pub fn new(sources: usize) -> Self {
-        let sources = (0..sources).map(|_| SourceCounters::default()).collect();
+        let sources = (0..sources).map(|_| SharedSource::default()).collect();
         let counters = Self { sources, ..Self::default() };
         for source in &counters.sources {
             source.last_ts.store(Nanos::MIN.0, Ordering::Relaxed);
@@ -237,6 +246,11 @@ impl WorkerCounters {
             shared.frames.store(own.frames, relaxed);
             shared.wire_bytes.store(own.wire_bytes, relaxed);
             shared.last_ts.store(own.last_ts.0, relaxed);
+            shared.malformed.store(own.own.malformed, relaxed);
+            shared.ring_full.store(own.own.ring_full, relaxed);
+            shared.dropped.store(own.own.dropped, relaxed);
+            shared.fill_ring_empty.store(own.own.fill_ring_empty, relaxed);
+            shared.invalid_descs.store(own.own.invalid_descs, relaxed);
         }
         // Release: who sees this version sees all of the above, and every row in the hand-off
         // that was put there before.
@@ -266,6 +280,16 @@ impl WorkerCounters {
             frames: source.frames.load(relaxed),
             wire_bytes: source.wire_bytes.load(relaxed),
             last_ts: Nanos(source.last_ts.load(relaxed)),
+            own: SourceCounters {
+                frames: source.frames.load(relaxed),
+                bytes: 0,
+                unstamped: 0,
+                malformed: source.malformed.load(relaxed),
+                ring_full: source.ring_full.load(relaxed),
+                dropped: source.dropped.load(relaxed),
+                fill_ring_empty: source.fill_ring_empty.load(relaxed),
+                invalid_descs: source.invalid_descs.load(relaxed),
+            },
         });
         WorkerCounts {
             sources: sources.collect(),
@@ -355,7 +379,8 @@ mod tests {
         record.dropped[DropReason::NoSegment.index()] = 2;
         let mut flow = FlowStats { frames: 7, decoded: 4, held: 1, ..FlowStats::default() };
         flow.undecodable[0] = 2;
-        let sources = [SourceCounts { frames: 7, wire_bytes: 700, last_ts: Nanos(8) }];
+        let own = SourceCounters { frames: 7, ring_full: 3, ..SourceCounters::default() };
+        let sources = [SourceCounts { frames: 7, wire_bytes: 700, last_ts: Nanos(8), own }];
         counters.publish(&Progress {
             record: &record,
             flow: &flow,

@@ -9,12 +9,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use capture_store::drops::DropReason;
+use capture_store::ledger::SealedFile;
 use capture_store::segment::{
-    self, FilledSegment, PrepareError, PreparedSegment, SealPolicy, SealedSegment, SegmentSpec,
+    self, FilledSegment, PrepareError, PreparedSegment, SealPolicy, SegmentSpec,
 };
-use crossbeam::channel::Sender;
+use capture_store::sessions::PendingSeal;
+use crossbeam::channel::{Receiver, Sender};
 use crossbeam::queue::{ArrayQueue, SegQueue};
 use tracing::{error, info, warn};
+
+use crate::confine::Kept;
 
 /// Segments ready for each worker.
 pub const READY: usize = 2;
@@ -83,8 +87,10 @@ impl Lane {
 /// What the keeper tells the flush thread, for the ledger.
 #[derive(Debug)]
 pub enum KeeperNews {
-    /// A segment was sealed.
-    Sealed(SealedSegment),
+    /// Files were sealed.
+    Sealed(Vec<SealedFile>),
+    /// Files were removed to keep a budget.
+    Retired(Vec<SealedFile>),
     /// Something that an operator should see.
     Said(String),
 }
@@ -125,7 +131,7 @@ impl Preparer {
     ///
     /// # Errors
     /// A segment cannot be prepared, or the thread cannot be started.
-    pub fn start(mut makings: Vec<Making>, news: Sender<KeeperNews>) -> Result<Self> {
+    pub fn start(mut makings: Vec<Making>, news: Sender<KeeperNews>, kept: Kept) -> Result<Self> {
         for making in &mut makings {
             making.prepare()?;
         }
@@ -134,7 +140,10 @@ impl Preparer {
         let lanes: Vec<_> = makings.iter().map(|making| Arc::clone(&making.lane)).collect();
         let thread = thread::Builder::new()
             .name("preparer".to_owned())
-            .spawn(move || prepare_ahead(makings, &stopped, &news))
+            .spawn(move || {
+                kept.confine();
+                prepare_ahead(makings, &stopped, &news);
+            })
             .context("cannot start the thread that prepares segments")?;
         for lane in lanes {
             let _ = lane.preparer.set(thread.thread().clone());
@@ -217,24 +226,26 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// Starts the thread. `after` is called whenever segments were sealed, and once in a while
-    /// when none were: it keeps the budgets.
+    /// Starts the thread. It seals the lanes' segments and the files of the session log that come
+    /// through `sessions`. `after` is called whenever something was sealed, and once in a while
+    /// when nothing was: it keeps the budgets.
     ///
     /// # Errors
     /// The thread cannot be started.
     pub fn start(
         lanes: Vec<Arc<Lane>>,
+        sessions: Receiver<PendingSeal>,
         policy: SealPolicy,
         news: Sender<KeeperNews>,
-        after: impl FnMut() + Send + 'static,
+        mut after: impl FnMut(&Sender<KeeperNews>) + Send + 'static,
     ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let failed = Arc::new(AtomicUsize::new(0));
         let (stopped, failures) = (Arc::clone(&stop), Arc::clone(&failed));
-        let theirs = lanes.clone();
+        let sealing = Sealing { lanes: lanes.clone(), sessions, policy, news, failed: failures };
         let thread = thread::Builder::new()
             .name("sealer".to_owned())
-            .spawn(move || seal_filled(&theirs, policy, &stopped, &failures, &news, after))
+            .spawn(move || sealing.run(&stopped, &mut after))
             .context("cannot start the thread that seals segments")?;
         for lane in lanes {
             let _ = lane.sealer.set(thread.thread().clone());
@@ -266,47 +277,72 @@ impl Sealer {
     }
 }
 
-fn seal_filled(
-    lanes: &[Arc<Lane>],
+/// What the sealing thread works on.
+struct Sealing {
+    lanes: Vec<Arc<Lane>>,
+    sessions: Receiver<PendingSeal>,
     policy: SealPolicy,
-    stop: &AtomicBool,
-    failed: &AtomicUsize,
-    news: &Sender<KeeperNews>,
-    mut after: impl FnMut(),
-) {
-    /// How often budgets are looked at when no segment was sealed.
-    const BUDGETS: Duration = Duration::from_secs(10);
-    let mut looked = Instant::now();
-    loop {
-        // Before the queues are emptied: what is filled after a stop nobody would seal.
-        let stopping = stop.load(Ordering::Acquire);
-        let mut any = false;
-        for lane in lanes {
-            while let Some(segment) = lane.filled.pop() {
-                any = true;
-                match segment.seal(&policy) {
-                    Ok(Some(sealed)) => {
-                        let _ = news.send(KeeperNews::Sealed(sealed));
-                    }
-                    Ok(None) => {}
-                    Err(failure) => {
-                        failed.fetch_add(1, Ordering::Release);
-                        let cause = crate::chain(&failure);
-                        error!("{cause}; it stays readable and the next start seals it");
-                        let _ = news.send(KeeperNews::Said(cause));
-                    }
+    news: Sender<KeeperNews>,
+    failed: Arc<AtomicUsize>,
+}
+
+impl Sealing {
+    fn run(&self, stop: &AtomicBool, after: &mut impl FnMut(&Sender<KeeperNews>)) {
+        /// How often budgets are looked at when nothing was sealed.
+        const BUDGETS: Duration = Duration::from_secs(10);
+        let mut looked: Option<Instant> = None;
+        loop {
+            // Before the queues are emptied: what is filled after a stop nobody would seal.
+            let stopping = stop.load(Ordering::Acquire);
+            let mut any = false;
+            for lane in &self.lanes {
+                while let Some(segment) = lane.filled.pop() {
+                    any = true;
+                    self.seal_segment(segment);
                 }
             }
+            for pending in self.sessions.try_iter() {
+                any = true;
+                self.seal_sessions(&pending);
+            }
+            if any || looked.is_none_or(|at| at.elapsed() >= BUDGETS) {
+                looked = Some(Instant::now());
+                after(&self.news);
+            }
+            if stopping {
+                return;
+            }
+            if !any {
+                thread::park_timeout(LOOK);
+            }
         }
-        if any || looked.elapsed() >= BUDGETS {
-            looked = Instant::now();
-            after();
+    }
+
+    fn seal_segment(&self, segment: FilledSegment) {
+        match segment.seal(&self.policy) {
+            Ok(Some(sealed)) => {
+                let files = SealedFile::of_segment(&sealed).into();
+                let _ = self.news.send(KeeperNews::Sealed(files));
+            }
+            Ok(None) => {}
+            Err(failure) => self.failed(&failure),
         }
-        if stopping {
-            return;
+    }
+
+    fn seal_sessions(&self, pending: &PendingSeal) {
+        match pending.seal() {
+            Ok(Some(sealed)) => {
+                let _ = self.news.send(KeeperNews::Sealed(vec![sealed.file]));
+            }
+            Ok(None) => {}
+            Err(failure) => self.failed(&failure),
         }
-        if !any {
-            thread::park_timeout(LOOK);
-        }
+    }
+
+    fn failed(&self, failure: &dyn std::error::Error) {
+        self.failed.fetch_add(1, Ordering::Release);
+        let cause = crate::chain(failure);
+        error!("{cause}; it stays readable and the next start seals it");
+        let _ = self.news.send(KeeperNews::Said(cause));
     }
 }

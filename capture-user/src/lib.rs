@@ -2,14 +2,25 @@
 
 pub mod account;
 pub mod args;
+pub mod budget;
+pub mod capture;
 pub mod config;
+pub mod confine;
 pub mod defaults;
+pub mod doctor;
+pub mod flush;
+pub mod interval;
 pub mod keeper;
 pub mod link;
+pub mod live;
+pub mod names;
 mod privilege;
 pub mod program;
 pub mod recorder;
+pub mod replay;
+pub mod run;
 pub mod source;
+pub mod status;
 pub mod units;
 pub mod worker;
 

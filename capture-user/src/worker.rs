@@ -192,6 +192,11 @@ impl Pipeline {
         self.publish(sources, now, now);
     }
 
+    /// Changes what happens when the hand-off is full.
+    pub fn set_when_full(&mut self, when_full: WhenFull) {
+        self.when_full = when_full;
+    }
+
     /// The table's counters.
     #[must_use]
     pub fn stats(&self) -> &FlowStats {

@@ -1,0 +1,429 @@
+//! The flush thread: joins what several workers saw of one session, writes the session log,
+//! closes the ledger's intervals.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use capture_flow::join::Joiner;
+use capture_flow::record::SessionRecord;
+use capture_flow::time::{Nanos, NanosDelta};
+use capture_store::ledger::{LedgerLine, LedgerWriter, Note, Silence, imbalances};
+use capture_store::sessions::{LogError, PendingSeal, SessionLog};
+use crossbeam::channel::{Receiver, Sender};
+use tracing::{error, warn};
+
+use crate::account::WorkerCounts;
+use crate::chain;
+use crate::interval::{Intervals, Probe, Reading};
+use crate::keeper::KeeperNews;
+use crate::names::InterfaceNames;
+use crate::worker::{ReplayClock, Shared};
+
+/// How often the hand-offs are emptied while a capture runs.
+const LOOK: Duration = Duration::from_millis(20);
+/// How often the live tail of the session log is committed.
+const COMMIT: Duration = Duration::from_secs(1);
+
+/// What the flush thread lets others see.
+#[derive(Debug, Default)]
+pub struct FlushTotals {
+    /// Session rows committed.
+    pub rows: AtomicU64,
+    /// Session rows that the log could not take.
+    pub rows_unwritable: AtomicU64,
+    /// Frames lost between the XDP program and the workers.
+    pub ring_losses: AtomicU64,
+    /// Lines of the ledger whose equations did not hold.
+    pub imbalances: AtomicU64,
+    /// Whether the ledger could not be written the last time.
+    pub ledger_fails: AtomicBool,
+}
+
+/// Replayed files in the order of the worker's sources, and whether each is cut off.
+pub type ReplayedFiles = Arc<Mutex<Vec<(String, bool)>>>;
+
+/// Everything the flush thread works with.
+pub struct Flush {
+    /// The workers, by number.
+    pub workers: Vec<Arc<Shared>>,
+    /// Joins halves of sessions.
+    pub joiner: Joiner,
+    /// Where rows go.
+    pub log: SessionLog,
+    /// Where lines go.
+    pub ledger: LedgerWriter,
+    /// The open interval.
+    pub intervals: Intervals,
+    /// The kernel's side of the account.
+    pub probe: Box<dyn Probe>,
+    /// What the keeper did.
+    pub news: Receiver<KeeperNews>,
+    /// Files of the session log for the keeper to seal.
+    pub seals: Sender<PendingSeal>,
+    /// What else shall be in the next line.
+    pub notes: Receiver<Note>,
+    /// Interfaces by number.
+    pub names: Arc<InterfaceNames>,
+    /// Replayed files, if any.
+    pub files: ReplayedFiles,
+    /// What others see.
+    pub totals: Arc<FlushTotals>,
+    /// Length of an interval.
+    pub interval: NanosDelta,
+}
+
+/// The silence that is going on, and the longest one since the last line.
+#[derive(Clone, Copy, Debug, Default)]
+struct Quiet {
+    last_frame: Option<Nanos>,
+    longest: Option<Silence>,
+}
+
+impl Quiet {
+    /// `latest` is the newest frame known, `now` the clock. A silence that ended between two
+    /// looks is taken to have lasted until the newest frame: rather too long than too short.
+    fn look(&mut self, latest: Option<Nanos>, now: Nanos) {
+        if let Some(from) = self.last_frame {
+            let to = match latest {
+                Some(latest) if latest > from => latest,
+                _ => now.max(from),
+            };
+            if self.longest.is_none_or(|longest| to - from > longest.to - longest.from) {
+                self.longest = Some(Silence { from, to });
+            }
+        }
+        self.last_frame = self.last_frame.max(latest);
+    }
+}
+
+/// Where rows go on their way out.
+struct Out<'a> {
+    log: &'a mut SessionLog,
+    names: &'a InterfaceNames,
+    known: &'a mut Vec<String>,
+    unwritable: &'a AtomicU64,
+}
+
+impl Out<'_> {
+    fn row(&mut self, record: &SessionRecord) {
+        let number = usize::from(record.iface.0);
+        if number >= self.known.len() {
+            *self.known = self.names.all();
+        }
+        let name = self.known.get(number).map_or("", String::as_str);
+        if self.log.append(record, name).is_err() {
+            self.unwritable.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The state of the thread itself.
+struct Run {
+    flush: Flush,
+    quiet: Quiet,
+    known: Vec<String>,
+    told: bool,
+    held_notes: Vec<Note>,
+    committed_at: Instant,
+    complete_through: Option<Nanos>,
+}
+
+impl Flush {
+    /// Works until `stop` is set and the workers have ended; then everything still on its way is
+    /// written, and the last line says so. `clock` gives the engine's time.
+    ///
+    /// # Errors
+    /// The session log or the last line could not be written.
+    pub fn capture(self, stop: &AtomicBool, clock: impl Fn() -> Nanos) -> Result<()> {
+        let mut run = Run::new(self);
+        loop {
+            // Before the hand-offs are emptied: workers have ended by then.
+            let stopping = stop.load(Ordering::Acquire);
+            let now = clock();
+            run.look(now);
+            if stopping {
+                return run.finish(now);
+            }
+            if run.committed_at.elapsed() >= COMMIT {
+                run.commit();
+                run.seal_due(now);
+            }
+            if now - run.flush.intervals.from() >= run.flush.interval {
+                run.close(now, false, false);
+            }
+            thread::park_timeout(LOOK);
+        }
+    }
+
+    /// The same for a replay: time is what the worker says, and nothing happens in between.
+    ///
+    /// # Errors
+    /// The session log or the last line could not be written.
+    pub fn replay(self, stop: &AtomicBool, clock: &ReplayClock, worker: &Thread) -> Result<()> {
+        let mut run = Run::new(self);
+        loop {
+            let stopping = stop.load(Ordering::Acquire);
+            let ticket = clock.pending();
+            run.empty_hand_offs();
+            if let Some(ticket) = ticket {
+                let now = run.replay_time();
+                run.look(now);
+                run.close(now, false, false);
+                run.seal_due(now);
+                clock.finished(ticket, worker);
+            } else if stopping {
+                let now = run.replay_time();
+                run.look(now);
+                return run.finish(now);
+            } else {
+                thread::park_timeout(LOOK);
+            }
+        }
+    }
+}
+
+impl Run {
+    fn new(flush: Flush) -> Self {
+        // What is said already comes first: the start, and what was recovered.
+        let held_notes = flush.notes.try_iter().collect();
+        Self {
+            flush,
+            quiet: Quiet::default(),
+            known: Vec::new(),
+            told: false,
+            held_notes,
+            committed_at: Instant::now(),
+            complete_through: None,
+        }
+    }
+
+    /// Takes every row there is, and lets the joiner's time run.
+    fn look(&mut self, now: Nanos) {
+        self.empty_hand_offs();
+        let (joiner, mut out) = self.out();
+        joiner.advance(now, &mut |record| out.row(&record));
+        let sources = self.flush.workers.iter().flat_map(|worker| worker.counters.read().sources);
+        let latest = sources.map(|source| source.last_ts).filter(|ts| *ts > Nanos::MIN).max();
+        self.quiet.look(latest, now);
+    }
+
+    fn out(&mut self) -> (&mut Joiner, Out<'_>) {
+        let out = Out {
+            log: &mut self.flush.log,
+            names: &self.flush.names,
+            known: &mut self.known,
+            unwritable: &self.flush.totals.rows_unwritable,
+        };
+        (&mut self.flush.joiner, out)
+    }
+
+    fn empty_hand_offs(&mut self) {
+        for worker in self.flush.workers.clone() {
+            let (joiner, mut out) = self.out();
+            while let Some(update) = worker.updates.pop() {
+                joiner.offer(worker.worker, update, &mut |record| out.row(&record));
+            }
+        }
+    }
+
+    /// The time of a replay: the worker's.
+    fn replay_time(&self) -> Nanos {
+        let times = self.flush.workers.iter().map(|worker| worker.counters.read().engine_now);
+        times.max().unwrap_or_default().max(self.flush.intervals.from())
+    }
+
+    /// Makes rows readable: every one taken is in the open tail afterwards, or waits because the
+    /// disk does not take it. Says whether none waits.
+    fn commit(&mut self) -> bool {
+        self.committed_at = Instant::now();
+        let committed = self.flush.log.commit();
+        self.note_commit(committed)
+    }
+
+    fn note_commit(&mut self, committed: Result<u64, LogError>) -> bool {
+        match committed {
+            Ok(rows) => {
+                self.flush.totals.rows.fetch_add(rows, Ordering::Relaxed);
+                if std::mem::take(&mut self.told) {
+                    warn!("the session log can be written again");
+                }
+                true
+            }
+            Err(failure) => {
+                if !std::mem::replace(&mut self.told, true) {
+                    error!("the session log cannot be written, rows wait: {}", chain(&failure));
+                }
+                false
+            }
+        }
+    }
+
+    /// Hands the keeper the files of the session log that are to be sealed.
+    fn seal_due(&mut self, now: Nanos) {
+        for pending in self.flush.log.take_due(now) {
+            if let Err(unsent) = self.flush.seals.send(pending) {
+                // Nobody seals any more; the next start will.
+                drop(unsent);
+            }
+        }
+    }
+
+    /// Closes the interval at `now`: reads every counter, weighs them, writes the line.
+    fn close(&mut self, now: Nanos, at_rest: bool, clean: bool) {
+        // What the workers say first, then the rows: so that every row that a worker's
+        // `complete_through` promises is in the log before the line repeats the promise.
+        let mut counts: Vec<WorkerCounts> = Vec::with_capacity(self.flush.workers.len());
+        let workers = self.flush.workers.clone();
+        let interfaces = self.flush.probe.read(&mut || {
+            counts = workers.iter().map(|worker| worker.counters.read()).collect();
+        });
+        self.empty_hand_offs();
+        // Rows that wait in memory are not in the log: nothing new is promised then.
+        let through = counts.iter().map(|worker| worker.complete_through).min();
+        if self.commit() {
+            self.complete_through = through
+                .map(|through| self.flush.joiner.complete_through(through))
+                .max(self.complete_through);
+        }
+        let reading = Reading {
+            workers: counts,
+            interfaces,
+            files: self.flush.files.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            rows_written: self.flush.totals.rows.load(Ordering::Relaxed),
+            rows_unwritable: self.flush.totals.rows_unwritable.load(Ordering::Relaxed),
+            complete_through: self.complete_through,
+            at_rest,
+        };
+        for news in self.flush.news.try_iter() {
+            match news {
+                KeeperNews::Sealed(files) => {
+                    self.held_notes.extend(files.into_iter().map(Note::Sealed));
+                }
+                KeeperNews::Retired(files) => {
+                    self.held_notes.extend(files.into_iter().map(Note::Retired));
+                }
+                KeeperNews::Said(text) => self.held_notes.push(Note::Said { text }),
+            }
+        }
+        self.held_notes.extend(self.flush.notes.try_iter());
+        let mut notes = self.held_notes.clone();
+        if clean {
+            notes.push(Note::CleanStop);
+        }
+        let closing = self.flush.intervals.close(now, reading, self.quiet.longest, notes);
+        let Some(mut closing) = closing else {
+            return;
+        };
+        self.weigh(&closing.line);
+        match self.flush.ledger.append(&mut closing.line) {
+            Ok(_) => {
+                self.held_notes.clear();
+                self.quiet.longest = None;
+                self.flush.intervals.written(closing);
+                if self.flush.totals.ledger_fails.swap(false, Ordering::Relaxed) {
+                    warn!("the ledger can be written again");
+                }
+            }
+            // The interval stays open: the next line will span it.
+            Err(failure) => {
+                if !self.flush.totals.ledger_fails.swap(true, Ordering::Relaxed) {
+                    error!("the ledger cannot be written: {}", chain(&failure));
+                }
+            }
+        }
+    }
+
+    /// Says what a line shows that nobody should overlook.
+    fn weigh(&self, line: &LedgerLine) {
+        for imbalance in imbalances(line) {
+            self.flush.totals.imbalances.fetch_add(1, Ordering::Relaxed);
+            warn!("the account does not balance: {imbalance}");
+        }
+        let queues = line.interfaces.iter().flat_map(|interface| &interface.queues);
+        let lost = queues.fold(0_u64, |sum, queue| sum.saturating_add(queue.ring_losses));
+        if lost > 0 {
+            self.flush.totals.ring_losses.fetch_add(lost, Ordering::Relaxed);
+        }
+        for interface in &line.interfaces {
+            for queue in interface.queues.iter().filter(|queue| queue.ring_losses > 0) {
+                warn!(
+                    iface = interface.name,
+                    queue = queue.queue,
+                    ring_full = queue.socket.rx_ring_full,
+                    no_buffer = queue.socket.rx_dropped,
+                    "{} frames were lost before the worker got them",
+                    queue.ring_losses
+                );
+            }
+        }
+        for worker in &line.workers {
+            for (reason, frames) in &worker.dropped {
+                warn!(
+                    worker = worker.worker,
+                    reason = reason.as_str(),
+                    "{frames} frames were not recorded: {}",
+                    reason.explain()
+                );
+            }
+        }
+        for (reason, rows) in &line.rows.lost {
+            warn!(reason = reason.as_str(), "{rows} session rows were lost");
+        }
+    }
+
+    /// The workers have ended: everything is written and sealed.
+    fn finish(mut self, now: Nanos) -> Result<()> {
+        self.empty_hand_offs();
+        let (joiner, mut out) = self.out();
+        joiner.finish(now, &mut |record| out.row(&record));
+        let mut failed = None;
+        match self.flush.log.close() {
+            Ok((rows, pending)) => {
+                self.note_commit(Ok(rows));
+                for pending in pending {
+                    match pending.seal() {
+                        Ok(sealed) => {
+                            let files = sealed.into_iter().map(|sealed| Note::Sealed(sealed.file));
+                            self.held_notes.extend(files);
+                        }
+                        Err(failure) => failed = Some(anyhow::Error::new(failure)),
+                    }
+                }
+            }
+            Err(failure) => failed = Some(anyhow::Error::new(failure)),
+        }
+        self.close(now, true, failed.is_none());
+        anyhow::ensure!(
+            !self.flush.totals.ledger_fails.load(Ordering::Relaxed),
+            "the last lines of the ledger could not be written (see above)"
+        );
+        self.flush.ledger.sync()?;
+        match failed {
+            None => Ok(()),
+            Some(failure) => {
+                Err(failure.context("the session log is not sealed; the next start seals it"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_silence_is_kept_and_the_running_one_grows() {
+        let mut quiet = Quiet::default();
+        quiet.look(None, Nanos(5));
+        assert_eq!(quiet.longest, None);
+        quiet.look(Some(Nanos(10)), Nanos(12));
+        quiet.look(Some(Nanos(10)), Nanos(40));
+        assert_eq!(quiet.longest, Some(Silence { from: Nanos(10), to: Nanos(40) }));
+        quiet.look(Some(Nanos(45)), Nanos(46));
+        quiet.look(Some(Nanos(50)), Nanos(51));
+        assert_eq!(quiet.longest, Some(Silence { from: Nanos(10), to: Nanos(45) }));
+    }
+}

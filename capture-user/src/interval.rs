@@ -1,0 +1,444 @@
+//! Closes intervals: what was counted since the last line becomes the next line of the ledger.
+
+use std::collections::BTreeMap;
+
+use capture_common::QueueCounters;
+use capture_flow::decode::Undecodable;
+use capture_flow::time::{Nanos, NanosDelta};
+use capture_store::drops::{DropReason, RowLossReason};
+use capture_store::ledger::{
+    Clock, Interface, LedgerLine, Link, Nic, Note, Queue, ReplayedFile, Silence, Socket, Worker,
+    Xdp,
+};
+use capture_store::store::RunId;
+
+use crate::account::{RingReading, WorkerCounts};
+
+/// How long quiet intervals are folded into one line.
+const FOLD: NanosDelta = NanosDelta::from_secs(10);
+
+/// The kernel's side of one captured interface, running totals since the run began.
+#[derive(Clone, Debug, Default)]
+pub struct InterfaceReading {
+    /// Its name.
+    pub name: String,
+    /// How frames are taken from it.
+    pub backend: String,
+    /// Whether it is up with carrier.
+    pub up: bool,
+    /// How often its carrier changed.
+    pub carrier_changes: u64,
+    /// What the NIC counts, where the interface could be asked.
+    pub nic: Option<Nic>,
+    /// Its receive queues.
+    pub queues: Vec<QueueReading>,
+}
+
+/// The kernel's side of one receive queue, running totals since the run began.
+#[derive(Clone, Debug, Default)]
+pub struct QueueReading {
+    /// Its number.
+    pub queue: u32,
+    /// Worker that serves it, and which of the worker's sources it is.
+    pub served_by: Option<(u16, usize)>,
+    /// Frames steered, read before the workers' counters.
+    pub steered_before: u64,
+    /// What the XDP program did, read after the workers' counters.
+    pub xdp: QueueCounters,
+    /// Frames that rings and a worker's batch can hold.
+    pub capacity: u64,
+}
+
+/// Where the kernel's side of the account is read.
+pub trait Probe: Send {
+    /// Reads how much was steered, then calls `workers` once (which reads the workers'
+    /// counters), then reads the rest.
+    fn read(&mut self, workers: &mut dyn FnMut()) -> Vec<InterfaceReading>;
+}
+
+/// A replay has no kernel's side.
+#[derive(Debug)]
+pub struct NoKernel;
+
+impl Probe for NoKernel {
+    fn read(&mut self, workers: &mut dyn FnMut()) -> Vec<InterfaceReading> {
+        workers();
+        Vec::new()
+    }
+}
+
+/// Everything counted up to one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// The workers, by number.
+    pub workers: Vec<WorkerCounts>,
+    /// Captured interfaces.
+    pub interfaces: Vec<InterfaceReading>,
+    /// Names of replayed files, in the order of the worker's sources, and whether each is cut.
+    pub files: Vec<(String, bool)>,
+    /// Rows committed to the session log.
+    pub rows_written: u64,
+    /// Rows that the session log could not take.
+    pub rows_unwritable: u64,
+    /// Every session with a frame before this moment has a row.
+    pub complete_through: Option<Nanos>,
+    /// Whether XDP is detached and the rings are drained, so that nothing is in flight.
+    pub at_rest: bool,
+}
+
+/// Closes one interval after the other.
+pub struct Intervals {
+    sensor: String,
+    run: RunId,
+    mode: &'static str,
+    clock: String,
+    number: u64,
+    from: Nanos,
+    before: Reading,
+    /// Losses and frames in flight of every queue at the last line, by interface and queue.
+    rings: BTreeMap<(String, u32), (u64, u64)>,
+}
+
+/// A line that was made but not yet written.
+pub struct Closing {
+    /// The line.
+    pub line: LedgerLine,
+    after: Reading,
+    rings: BTreeMap<(String, u32), (u64, u64)>,
+}
+
+impl Intervals {
+    /// Starts the first interval at `from`. `clock` names what frames are stamped by.
+    #[must_use]
+    pub fn new(sensor: &str, run: &RunId, mode: &'static str, clock: &str, from: Nanos) -> Self {
+        Self {
+            sensor: sensor.to_owned(),
+            run: run.clone(),
+            mode,
+            clock: clock.to_owned(),
+            number: 0,
+            from,
+            before: Reading::default(),
+            rings: BTreeMap::new(),
+        }
+    }
+
+    /// When the open interval began.
+    #[must_use]
+    pub fn from(&self) -> Nanos {
+        self.from
+    }
+
+    /// Makes the line for everything since the last one. `None` where nothing happened and the
+    /// line can wait: the next one will span both.
+    #[must_use]
+    pub fn close(
+        &self,
+        to: Nanos,
+        after: Reading,
+        silence: Option<Silence>,
+        notes: Vec<Note>,
+    ) -> Option<Closing> {
+        let to = to.max(self.from);
+        let mut rings = self.rings.clone();
+        let mut line = LedgerLine::new(&self.sensor, &self.run, self.number, self.from, to);
+        self.mode.clone_into(&mut line.mode);
+        line.complete_through = after.complete_through;
+        line.interfaces =
+            after.interfaces.iter().map(|now| self.interface(now, &after, &mut rings)).collect();
+        line.workers = (0_u16..)
+            .zip(&after.workers)
+            .map(|(number, now)| {
+                let none = WorkerCounts::default();
+                worker(number, self.before.workers.get(usize::from(number)).unwrap_or(&none), now)
+            })
+            .collect();
+        line.files = self.files(&after);
+        line.rows.written = after.rows_written.saturating_sub(self.before.rows_written);
+        line.rows.lost = self.rows_lost(&after);
+        line.clock = Some(Clock { source: self.clock.clone(), stepped_ns: 0 });
+        line.silence = silence;
+        line.notes = notes;
+        let worth_a_line = self.number == 0
+            || after.at_rest
+            || !line.notes.is_empty()
+            || !is_quiet(&line)
+            || to - self.from >= FOLD;
+        worth_a_line.then_some(Closing { line, after, rings })
+    }
+
+    /// The line was written: the next interval begins where it ends.
+    pub fn written(&mut self, closing: Closing) {
+        self.number = self.number.saturating_add(1);
+        self.from = closing.line.to;
+        self.before = closing.after;
+        self.rings = closing.rings;
+    }
+
+    fn interface(
+        &self,
+        now: &InterfaceReading,
+        after: &Reading,
+        rings: &mut BTreeMap<(String, u32), (u64, u64)>,
+    ) -> Interface {
+        let none = InterfaceReading::default();
+        let before =
+            self.before.interfaces.iter().find(|known| known.name == now.name).unwrap_or(&none);
+        let nic = now.nic.map(|nic| {
+            let then = before.nic.unwrap_or_default();
+            Nic {
+                rx_packets: nic.rx_packets.saturating_sub(then.rx_packets),
+                rx_bytes: nic.rx_bytes.saturating_sub(then.rx_bytes),
+                rx_dropped: nic.rx_dropped.saturating_sub(then.rx_dropped),
+                rx_missed: nic.rx_missed.saturating_sub(then.rx_missed),
+                rx_errors: nic.rx_errors.saturating_sub(then.rx_errors),
+            }
+        });
+        let queues = now
+            .queues
+            .iter()
+            .map(|queue| {
+                let none = QueueReading::default();
+                let then = before.queues.iter().find(|known| known.queue == queue.queue);
+                self.queue(&now.name, then.unwrap_or(&none), queue, after, rings)
+            })
+            .collect();
+        Interface {
+            name: now.name.clone(),
+            backend: now.backend.clone(),
+            link: Link {
+                up: now.up,
+                changes: now.carrier_changes.saturating_sub(before.carrier_changes),
+                down_ns: 0,
+            },
+            nic,
+            queues,
+        }
+    }
+
+    fn queue(
+        &self,
+        interface: &str,
+        then: &QueueReading,
+        now: &QueueReading,
+        after: &Reading,
+        rings: &mut BTreeMap<(String, u32), (u64, u64)>,
+    ) -> Queue {
+        let taken = |reading: &Reading| {
+            let (worker, source) = now.served_by?;
+            reading.workers.get(usize::from(worker))?.sources.get(source).copied()
+        };
+        let (taken_then, taken) =
+            (taken(&self.before).unwrap_or_default(), taken(after).unwrap_or_default());
+        // Frames that came out of the ring and made no whole frame are lost there as well.
+        let reported = taken
+            .own
+            .dropped
+            .saturating_add(taken.own.ring_full)
+            .saturating_add(taken.own.malformed);
+        let key = (interface.to_owned(), now.queue);
+        let (lost_then, in_ring_then) = rings.get(&key).copied().unwrap_or_default();
+        let reading = RingReading {
+            steered_before: now.steered_before,
+            received: taken.frames,
+            // What was once found to be lost stays lost.
+            lost: reported.max(lost_then),
+            steered: now.xdp.steered,
+            capacity: now.capacity,
+        };
+        let balance = reading.balance(after.at_rest);
+        rings.insert(key, (balance.lost, balance.in_ring));
+        let since = |now: u64, then: u64| now.saturating_sub(then);
+        Queue {
+            queue: now.queue,
+            worker: now.served_by.map(|(worker, _)| worker),
+            xdp: Xdp {
+                seen: since(now.xdp.seen, then.xdp.seen),
+                seen_bytes: since(now.xdp.seen_bytes, then.xdp.seen_bytes),
+                steered: since(now.xdp.steered, then.xdp.steered),
+                passed: since(now.xdp.passed, then.xdp.passed),
+                no_socket: since(now.xdp.no_socket, then.xdp.no_socket),
+                aborted: since(now.xdp.aborted, then.xdp.aborted),
+                unstamped: since(now.xdp.unstamped, then.xdp.unstamped),
+            },
+            in_ring_before: in_ring_then,
+            in_ring_after: balance.in_ring,
+            received: since(taken.frames, taken_then.frames),
+            ring_losses: since(balance.lost, lost_then),
+            socket: Socket {
+                rx_dropped: since(taken.own.dropped, taken_then.own.dropped),
+                rx_ring_full: since(taken.own.ring_full, taken_then.own.ring_full),
+                rx_fill_ring_empty_descs: since(
+                    taken.own.fill_ring_empty,
+                    taken_then.own.fill_ring_empty,
+                ),
+                rx_invalid_descs: since(taken.own.invalid_descs, taken_then.own.invalid_descs),
+            },
+        }
+    }
+
+    fn files(&self, after: &Reading) -> Vec<ReplayedFile> {
+        let frames = |reading: &Reading, source: usize| {
+            let worker = reading.workers.first();
+            worker.and_then(|worker| worker.sources.get(source)).map_or(0, |source| source.frames)
+        };
+        let files = after.files.iter().enumerate().map(|(source, (name, cut))| ReplayedFile {
+            name: name.clone(),
+            received: frames(after, source).saturating_sub(frames(&self.before, source)),
+            cut: *cut && self.before.files.get(source).is_none_or(|(_, before)| !before),
+        });
+        files.filter(|file| file.received > 0 || file.cut).collect()
+    }
+
+    fn rows_lost(&self, after: &Reading) -> BTreeMap<RowLossReason, u64> {
+        let sum = |reading: &Reading| {
+            reading.workers.iter().fold(0_u64, |sum, worker| sum.saturating_add(worker.rows_lost))
+        };
+        let lost = [
+            (RowLossReason::HandOffFull, sum(after).saturating_sub(sum(&self.before))),
+            (
+                RowLossReason::LogUnwritable,
+                after.rows_unwritable.saturating_sub(self.before.rows_unwritable),
+            ),
+        ];
+        lost.into_iter().filter(|(_, rows)| *rows > 0).collect()
+    }
+}
+
+fn worker(number: u16, then: &WorkerCounts, now: &WorkerCounts) -> Worker {
+    let named = Undecodable::ALL.iter().zip(now.undecodable.iter().zip(then.undecodable));
+    let undecodable = named
+        .map(|(reason, (now, then))| (reason.as_str().to_owned(), now.saturating_sub(then)))
+        .filter(|(_, frames)| *frames > 0)
+        .collect();
+    let reasons = DropReason::ALL.iter().zip(now.dropped.iter().zip(then.dropped));
+    let dropped = reasons
+        .map(|(reason, (now, then))| (*reason, now.saturating_sub(then)))
+        .filter(|(_, frames)| *frames > 0)
+        .collect();
+    // Fragments that wait for the rest of their datagram count as decoded here: a reader of the
+    // line wants to know whether a frame was understood.
+    let read = |counts: &WorkerCounts| counts.decoded.saturating_add(counts.held);
+    Worker {
+        worker: number,
+        received: now.received.saturating_sub(then.received),
+        decoded: read(now).saturating_sub(read(then)),
+        undecodable,
+        written: now.recorded.saturating_sub(then.recorded),
+        written_bytes: now.recorded_bytes.saturating_sub(then.recorded_bytes),
+        dropped,
+        sessions: now.sessions,
+        evicted: now.evicted.saturating_sub(then.evicted),
+        unindexed: 0,
+    }
+}
+
+/// Whether nothing happened that anybody could ask about.
+fn is_quiet(line: &LedgerLine) -> bool {
+    let queues = line.interfaces.iter().flat_map(|interface| &interface.queues);
+    line.rows.written == 0
+        && line.rows.lost.is_empty()
+        && line.files.is_empty()
+        && line.workers.iter().all(|worker| worker.received == 0)
+        && line.interfaces.iter().all(|interface| interface.link.changes == 0)
+        && queues.into_iter().all(|queue| queue.xdp.seen == 0 && queue.ring_losses == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use capture_store::ledger::imbalances;
+
+    use super::*;
+    use crate::account::SourceCounts;
+    use crate::source::SourceCounters;
+
+    fn intervals() -> Intervals {
+        let run = RunId::parse("20260101T000000Z-00000000").expect("a run");
+        Intervals::new("s", &run, "capture", "tai", Nanos(0))
+    }
+
+    fn reading(received: u64, steered: u64, full: u64, at_rest: bool) -> Reading {
+        let own = SourceCounters { ring_full: full, ..SourceCounters::default() };
+        let sources = vec![SourceCounts { frames: received, own, ..SourceCounts::default() }];
+        let worker = WorkerCounts {
+            sources,
+            received,
+            recorded: received,
+            decoded: received,
+            ..WorkerCounts::default()
+        };
+        let queue = QueueReading {
+            queue: 0,
+            served_by: Some((0, 0)),
+            steered_before: steered,
+            xdp: QueueCounters { seen: steered, steered, ..QueueCounters::default() },
+            capacity: 64,
+        };
+        let interface = InterfaceReading {
+            name: "eth0".to_owned(),
+            queues: vec![queue],
+            ..InterfaceReading::default()
+        };
+        Reading {
+            workers: vec![worker],
+            interfaces: vec![interface],
+            at_rest,
+            ..Reading::default()
+        }
+    }
+
+    #[test]
+    fn lines_balance_while_frames_are_in_flight_and_at_the_end() {
+        let mut intervals = intervals();
+        let mut received = 0;
+        let mut lost = 0;
+        let steps = [
+            (100, 130, 0, false),
+            (400, 460, 10, false),
+            (460, 1000, 500, false),
+            (460, 1000, 530, true),
+        ];
+        for (step, (taken, steered, full, at_rest)) in (1..).zip(steps) {
+            let after = reading(taken, steered, full, at_rest);
+            let closing = intervals.close(Nanos(step), after, None, Vec::new()).expect("a line");
+            assert_eq!(imbalances(&closing.line), []);
+            for queue in &closing.line.interfaces[0].queues {
+                received += queue.received;
+                lost += queue.ring_losses;
+            }
+            assert_eq!(closing.line.from, intervals.from());
+            intervals.written(closing);
+        }
+        assert_eq!((received, lost), (460, 540));
+    }
+
+    #[test]
+    fn quiet_intervals_are_folded_for_a_while() {
+        let mut intervals = intervals();
+        let first = intervals.close(Nanos(1), reading(5, 5, 0, false), None, Vec::new());
+        intervals.written(first.expect("the first line is always written"));
+        let quiet = || reading(5, 5, 0, false);
+        assert!(intervals.close(Nanos(2), quiet(), None, Vec::new()).is_none());
+        let said = vec![Note::Said { text: "x".to_owned() }];
+        assert!(intervals.close(Nanos(2), quiet(), None, said).is_some());
+        let late = Nanos(1) + FOLD;
+        let line = intervals.close(late, quiet(), None, Vec::new()).expect("a line").line;
+        assert_eq!((line.from, line.to), (Nanos(1), late));
+        assert!(intervals.close(Nanos(2), reading(6, 6, 0, false), None, Vec::new()).is_some());
+    }
+
+    #[test]
+    fn a_replayed_file_is_named_with_what_it_gave() {
+        let mut intervals = intervals();
+        let mut after = reading(5, 0, 0, false);
+        after.interfaces.clear();
+        after.files = vec![("a.pcap".to_owned(), false), ("b.pcap".to_owned(), false)];
+        let closing = intervals.close(Nanos(1), after.clone(), None, Vec::new()).expect("a line");
+        assert_eq!(imbalances(&closing.line), []);
+        assert_eq!(closing.line.files.len(), 1);
+        intervals.written(closing);
+        after.files[0].1 = true;
+        let closing = intervals.close(Nanos(2), after, None, Vec::new()).expect("a line");
+        assert!(closing.line.files[0].cut);
+    }
+}

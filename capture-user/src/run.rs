@@ -1,0 +1,417 @@
+//! What `capture` and `replay` have in common: the store, the threads that keep it, their end.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle, Thread};
+
+use anyhow::{Context, Result, anyhow};
+use capture_flow::config::FlowConfig;
+use capture_flow::frame::LinkType;
+use capture_flow::join::{JoinConfig, Joiner};
+use capture_flow::time::Nanos;
+use capture_store::ledger::{LedgerWriter, Note};
+use capture_store::segment::{SealPolicy, SegmentSpec};
+use capture_store::sessions::{LogPolicy, PendingSeal, SessionLog};
+use capture_store::store::{OwnedStore, RunId, random_u128};
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use tracing::{info, warn};
+
+use crate::account::WorkerCounts;
+use crate::config::{Config, Space};
+use crate::confine::Kept;
+use crate::flush::{Flush, FlushTotals, ReplayedFiles};
+use crate::interval::{Intervals, Probe};
+use crate::keeper::{KeeperNews, Lane, Making, Preparer, Sealer};
+use crate::names::InterfaceNames;
+use crate::status::Totals;
+use crate::units::{Bytes, Grouped};
+use crate::worker::{ReplayClock, Shared};
+
+/// A run before its threads are started.
+pub struct Run {
+    /// The store, locked for this run.
+    pub store: Arc<OwnedStore>,
+    /// Its name.
+    pub id: RunId,
+    /// Rules for sessions; the worker's number is still to be filled in.
+    flow: FlowConfig,
+    /// Bytes kept of each frame.
+    snaplen: u32,
+    /// Length of a ledger interval.
+    interval: capture_flow::time::NanosDelta,
+    /// Capabilities that the threads keep.
+    pub kept: Kept,
+    /// One for each worker.
+    pub workers: Vec<Arc<Shared>>,
+    /// One for each worker.
+    pub lanes: Vec<Arc<Lane>>,
+    /// Interfaces by number.
+    pub names: Arc<InterfaceNames>,
+    /// Replayed files.
+    pub files: ReplayedFiles,
+    /// What the flush thread counts.
+    pub totals: Arc<FlushTotals>,
+    /// What the store takes on disk.
+    pub disk: Arc<Disk>,
+    /// Things to be said in the ledger.
+    pub notes: Sender<Note>,
+    notes_out: Receiver<Note>,
+    news: Sender<KeeperNews>,
+    news_out: Receiver<KeeperNews>,
+    seals: Sender<PendingSeal>,
+    seals_out: Receiver<PendingSeal>,
+}
+
+/// Bytes that the store takes.
+#[derive(Debug, Default)]
+pub struct Disk {
+    packets: AtomicU64,
+    sessions: AtomicU64,
+}
+
+impl Disk {
+    /// Looks again.
+    pub fn look(&self, store: &OwnedStore) {
+        self.look_at(&store.layout().pcap(), &store.layout().sessions());
+    }
+
+    fn look_at(&self, packets: &Path, sessions: &Path) {
+        self.packets.store(allocated(packets), Ordering::Relaxed);
+        self.sessions.store(allocated(sessions), Ordering::Relaxed);
+    }
+}
+
+/// Bytes that a directory's files take on disk, those not yet filled included.
+fn allocated(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = fs::read_dir(dir) else {
+        return 0;
+    };
+    entries.flatten().fold(0, |sum, entry| {
+        let bytes = match entry.metadata() {
+            Ok(kind) if kind.is_dir() => allocated(&entry.path()),
+            Ok(kind) => kind.blocks().saturating_mul(512),
+            Err(_) => 0,
+        };
+        sum.saturating_add(bytes)
+    })
+}
+
+impl Run {
+    /// Takes the store for writing, recovers what an earlier run left open, and says so.
+    /// `sources` is how many sources each worker has.
+    ///
+    /// # Errors
+    /// The store cannot be used, and why.
+    pub fn open(config: &Config, started: Nanos, sources: &[usize]) -> Result<Self> {
+        let store = OwnedStore::open_or_create(&config.store, config.sensor.as_deref())?;
+        let id = RunId::new(started).context("cannot make a name for the run")?;
+        let (notes, notes_out) = unbounded();
+        let (news, news_out) = unbounded();
+        let (seals, seals_out) = unbounded();
+        let recovery = store.recovery();
+        if recovery.was_unclean() {
+            warn!(
+                "the last run ended uncleanly; recovered {} segments with {} frames ({}), {} files \
+                 of the session log with {} rows; {} lost",
+                recovery.segments,
+                Grouped(recovery.frames),
+                Bytes(recovery.bytes),
+                recovery.live_files,
+                Grouped(recovery.rows),
+                Bytes(recovery.bytes_lost.saturating_add(recovery.torn_bytes)),
+            );
+            for left in &recovery.left {
+                warn!("not recovered and left as it is: {left}");
+            }
+            let _ = notes.send(Note::Recovered(recovery.clone()));
+        }
+        let mut flow = config.flow.clone();
+        flow.hash_seed = store.identity().hash_seed();
+        flow.uid_seed = random_u128().context("cannot read random numbers")?;
+        let workers = (0_u16..).zip(sources);
+        let workers: Vec<_> =
+            workers.map(|(worker, sources)| Arc::new(Shared::new(worker, *sources))).collect();
+        let lanes = workers.iter().map(|worker| Arc::new(Lane::new(worker.worker))).collect();
+        let disk = Arc::new(Disk::default());
+        disk.look(&store);
+        Ok(Self {
+            kept: Kept::for_store(&config.store),
+            id,
+            flow,
+            snaplen: config.snaplen.unwrap_or(capture_store::pcap::MAX_SNAPLEN),
+            interval: config.ledger_interval,
+            workers,
+            lanes,
+            names: Arc::default(),
+            files: Arc::new(Mutex::new(Vec::new())),
+            totals: Arc::default(),
+            disk,
+            notes,
+            notes_out,
+            news,
+            news_out,
+            seals,
+            seals_out,
+            store: Arc::new(store),
+        })
+    }
+
+    /// Bytes that the store takes now.
+    #[must_use]
+    pub fn held(&self) -> u64 {
+        let Disk { packets, sessions } = &*self.disk;
+        packets.load(Ordering::Relaxed).saturating_add(sessions.load(Ordering::Relaxed))
+    }
+
+    /// Session rules of one worker.
+    #[must_use]
+    pub fn flow(&self, worker: u16) -> FlowConfig {
+        FlowConfig { worker, ..self.flow.clone() }
+    }
+
+    /// What a segment of one worker shall be.
+    #[must_use]
+    pub fn segment_spec(&self, worker: u16, bytes: u64, link: LinkType) -> SegmentSpec {
+        SegmentSpec { snaplen: self.snaplen, ..SegmentSpec::new(worker, bytes, link) }
+    }
+
+    /// Bytes kept of each frame.
+    #[must_use]
+    pub fn snaplen(&self) -> u32 {
+        self.snaplen
+    }
+
+    /// How segments of one worker are made.
+    ///
+    /// # Errors
+    /// The worker's directory cannot be used.
+    pub fn making(&self, worker: u16, lane: &Arc<Lane>, bytes: u64) -> Result<Making> {
+        Ok(Making {
+            lane: Arc::clone(lane),
+            dir: self.store.layout().worker(worker),
+            next_sequence: self.store.next_sequence(worker)?,
+            spec: self.segment_spec(worker, bytes, LinkType::ETHERNET),
+        })
+    }
+
+    /// Starts the thread that prepares segments, with the first of each worker ready.
+    ///
+    /// # Errors
+    /// The disk cannot be used, and why.
+    pub fn start_preparer(&self, segment_bytes: u64) -> Result<Preparer> {
+        let lanes = (0_u16..).zip(&self.lanes);
+        let makings: Result<Vec<_>> =
+            lanes.map(|(worker, lane)| self.making(worker, lane, segment_bytes)).collect();
+        Preparer::start(makings?, self.news.clone(), self.kept)
+    }
+
+    /// Starts the thread that seals files and keeps the budgets.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start_sealer(&self, space: Space) -> Result<Sealer> {
+        let disk = Arc::clone(&self.disk);
+        let (packets, sessions) = (self.store.layout().pcap(), self.store.layout().sessions());
+        let store = Arc::clone(&self.store);
+        let kept = self.kept;
+        let mut confined = false;
+        let after = move |news: &Sender<KeeperNews>| {
+            if !std::mem::replace(&mut confined, true) {
+                kept.confine();
+            }
+            crate::budget::keep(&store, space, news);
+            disk.look_at(&packets, &sessions);
+        };
+        let (seals, news) = (self.seals_out.clone(), self.news.clone());
+        Sealer::start(self.lanes.clone(), seals, SealPolicy::default(), news, after)
+    }
+
+    fn flush(
+        &self,
+        mode: &'static str,
+        clock: &str,
+        from: Nanos,
+        probe: Box<dyn Probe>,
+    ) -> Result<Flush> {
+        let sensor = &self.store.identity().sensor;
+        let join = JoinConfig {
+            workers: u16::try_from(self.workers.len()).unwrap_or(u16::MAX),
+            ..JoinConfig::default()
+        };
+        let policy =
+            LogPolicy { community_id_seed: self.flow.community_id_seed, ..LogPolicy::default() };
+        let start = Note::Start {
+            program: concat!("stillwired ", env!("CARGO_PKG_VERSION")).to_owned(),
+            policy: self.policy(),
+        };
+        let _ = self.notes.send(start);
+        Ok(Flush {
+            workers: self.workers.clone(),
+            joiner: Joiner::new(join),
+            log: SessionLog::new(&self.store, &self.id, policy),
+            ledger: LedgerWriter::open(&self.store)?,
+            intervals: Intervals::new(sensor, &self.id, mode, clock, from),
+            probe,
+            news: self.news_out.clone(),
+            seals: self.seals.clone(),
+            notes: self.notes_out.clone(),
+            names: Arc::clone(&self.names),
+            files: Arc::clone(&self.files),
+            totals: Arc::clone(&self.totals),
+            interval: self.interval,
+        })
+    }
+
+    /// What is recorded and what is left out, in words.
+    fn policy(&self) -> String {
+        if self.snaplen >= capture_store::pcap::MAX_SNAPLEN {
+            "every frame, whole".to_owned()
+        } else {
+            format!("every frame, its first {} bytes", self.snaplen)
+        }
+    }
+
+    /// Starts the flush thread of a capture that begins at `from`.
+    ///
+    /// # Errors
+    /// The ledger cannot be read, or the thread not be started.
+    pub fn start_flush(
+        &self,
+        from: Nanos,
+        clock: &str,
+        probe: Box<dyn Probe>,
+    ) -> Result<FlushThread> {
+        let flush = self.flush("capture", clock, from, probe)?;
+        let kept = self.kept;
+        FlushThread::start(move |stop| {
+            kept.confine();
+            flush.capture(stop, crate::live::clock)
+        })
+    }
+
+    /// Starts the flush thread of a replay whose first frame is of `from`.
+    ///
+    /// # Errors
+    /// The ledger cannot be read, or the thread not be started.
+    pub fn start_replay_flush(&self, from: Nanos, clock: Arc<ReplayClock>) -> Result<FlushThread> {
+        let probe = Box::new(crate::interval::NoKernel);
+        let flush = self.flush("replay", "packet", from, probe)?;
+        let worker = thread::current();
+        FlushThread::start(move |stop| flush.replay(stop, &clock, &worker))
+    }
+
+    /// The workers' counters, summed.
+    #[must_use]
+    pub fn counts(&self) -> WorkerCounts {
+        let mut sum = WorkerCounts {
+            engine_now: Nanos::MAX,
+            complete_through: Nanos::MAX,
+            ..WorkerCounts::default()
+        };
+        for worker in &self.workers {
+            sum.add(&worker.counters.read());
+        }
+        sum
+    }
+
+    /// What the status line shows.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let counts = self.counts();
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Totals {
+            frames: counts.received,
+            wire_bytes: counts.wire_bytes,
+            ring_losses: load(&self.totals.ring_losses),
+            dropped: counts.dropped_frames(),
+            sessions: counts.sessions,
+            rows: load(&self.totals.rows),
+            rows_lost: counts.rows_lost.saturating_add(load(&self.totals.rows_unwritable)),
+            packet_bytes: load(&self.disk.packets),
+            session_bytes: load(&self.disk.sessions),
+        }
+    }
+
+    /// Says at the end what there was, and complains about what does not add up.
+    pub fn say_farewell(&self, quiet: bool) {
+        let (counts, totals) = (self.counts(), self.totals());
+        let undecodable = counts.undecodable_frames();
+        if !quiet {
+            info!(
+                "{} frames ({}), {} recorded, {} lost before the worker, {} not recorded, {} not \
+                 decodable; {} sessions in {} rows{}",
+                Grouped(counts.received),
+                Bytes(counts.wire_bytes),
+                Grouped(counts.recorded),
+                Grouped(totals.ring_losses),
+                Grouped(totals.dropped),
+                Grouped(undecodable),
+                Grouped(counts.created),
+                Grouped(totals.rows),
+                if totals.rows_lost > 0 {
+                    format!(", {} rows lost", Grouped(totals.rows_lost))
+                } else {
+                    String::new()
+                },
+            );
+        }
+        let imbalances = self.totals.imbalances.load(Ordering::Relaxed);
+        if imbalances > 0 {
+            warn!(
+                "{imbalances} equations of the account did not hold; `stillwire coverage` shows when"
+            );
+        }
+    }
+}
+
+/// The running flush thread.
+pub struct FlushThread {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl FlushThread {
+    fn start(work: impl FnOnce(&AtomicBool) -> Result<()> + Send + 'static) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name("flush".to_owned())
+            .spawn(move || work(&stopped))
+            .context("cannot start the flush thread")?;
+        Ok(Self { stop, thread })
+    }
+
+    /// The thread, to be woken.
+    #[must_use]
+    pub fn thread(&self) -> &Thread {
+        self.thread.thread()
+    }
+
+    /// Whether it runs.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !self.thread.is_finished()
+    }
+
+    /// Has everything written that is still on its way; the workers have ended.
+    ///
+    /// # Errors
+    /// The session log or the ledger could not be finished.
+    pub fn stop(self) -> Result<()> {
+        self.stop.store(true, Ordering::Release);
+        self.thread.thread().unpark();
+        self.thread.join().map_err(|panic| {
+            anyhow!("the flush thread failed: {}; the next start recovers", panic_text(&*panic))
+        })?
+    }
+}
+
+/// What a panic said.
+#[must_use]
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given")
+}
