@@ -1,0 +1,126 @@
+//! A row of the session log as the companion reads it.
+
+use std::sync::Arc;
+
+use capture_flow::frame::PcapPosition;
+use capture_flow::key::{Address, MacAddr, Protocol};
+use capture_flow::time::Nanos;
+
+/// What one end of a session is and sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowEnd {
+    /// Address.
+    pub addr: Address,
+    /// Port, or what Zeek puts there for ICMP.
+    pub port: u16,
+    /// Link-layer address of its first frame.
+    pub l2_addr: Option<MacAddr>,
+    /// Payload bytes; unset as in Zeek.
+    pub bytes: Option<u64>,
+    /// Packets.
+    pub pkts: u64,
+    /// Bytes by the IP headers.
+    pub ip_bytes: u64,
+    /// Whether it is in the configured local networks.
+    pub local: Option<bool>,
+}
+
+/// One row: the newest that is known of a session.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// First frame.
+    pub ts: Nanos,
+    /// Last frame so far.
+    pub last_ts: Nanos,
+    /// Zeek's duration in seconds.
+    pub duration: Option<f64>,
+    /// Identity.
+    pub uid: Box<str>,
+    /// Sensor.
+    pub sensor: Arc<str>,
+    /// Interface.
+    pub iface: Arc<str>,
+    /// The end taken for the originator.
+    pub orig: RowEnd,
+    /// The end taken for the responder.
+    pub resp: RowEnd,
+    /// `tcp`, `udp`, `icmp`, `arp`, …, as logged.
+    pub proto: Arc<str>,
+    /// The same as a number.
+    pub protocol: Protocol,
+    /// Application protocol.
+    pub service: Option<Arc<str>>,
+    /// Name that the client asked for.
+    pub server_name: Option<Box<str>>,
+    /// Application protocols that the client offered.
+    pub alpn: Option<Box<str>>,
+    /// Zeek's state.
+    pub conn_state: Arc<str>,
+    /// Zeek's history.
+    pub history: Box<str>,
+    /// Payload bytes acknowledged but not seen.
+    pub missed_bytes: u64,
+    /// Outer VLAN id.
+    pub vlan: Option<u16>,
+    /// Inner VLAN id.
+    pub inner_vlan: Option<u16>,
+    /// Sessions of the tunnels around it.
+    pub tunnel_parents: Option<Box<[Box<str>]>>,
+    /// Community ID.
+    pub community_id: Option<Box<str>>,
+    /// False where the originator is a guess.
+    pub direction_certain: bool,
+    /// 0, 1, 2…
+    pub update: u32,
+    /// Whether the session is over.
+    pub is_final: bool,
+    /// Why the row was written.
+    pub end_reason: Arc<str>,
+    /// Frames that count to this session alone.
+    pub frames: u64,
+    /// Their bytes on the wire.
+    pub frame_bytes: u64,
+    /// When the row was written.
+    pub flushed_at: Nanos,
+    /// Where its first frame lies.
+    pub pcap_first: Option<PcapPosition>,
+    /// Where its last frame lies.
+    pub pcap_last: Option<PcapPosition>,
+}
+
+impl Row {
+    /// The IP protocol number; `None` without IP.
+    #[must_use]
+    pub fn ip_proto(&self) -> Option<u8> {
+        match self.protocol {
+            Protocol::Ip(number) => Some(number),
+            Protocol::Ether(_) => None,
+        }
+    }
+
+    /// Whether its protocol has ports (TCP, UDP, DCCP, SCTP, UDP-Lite).
+    #[must_use]
+    pub fn has_ports(&self) -> bool {
+        matches!(self.protocol, Protocol::Ip(6 | 17 | 33 | 132 | 136))
+    }
+
+    /// Whether its protocol has ports but this row shows none: fragments whose first was never
+    /// seen have no transport header. Real traffic between two ports 0 looks the same.
+    #[must_use]
+    pub fn ports_unknown(&self) -> bool {
+        self.has_ports() && self.orig.port == 0 && self.resp.port == 0
+    }
+
+    /// Whether the frames carried IP that could not be decoded, so that every question about IP
+    /// stays open.
+    #[must_use]
+    pub fn may_hide_ip(&self) -> bool {
+        // IPv4, IPv6, MPLS, PPPoE session, VLAN tags and IEEE 802.1ah.
+        matches!(
+            self.protocol,
+            Protocol::Ether(
+                0x0800 | 0x86dd | 0x8847 | 0x8848 | 0x8864 | 0x8100 | 0x88a8 | 0x9100 | 0x88e7
+            )
+        )
+    }
+}
