@@ -231,10 +231,9 @@ impl Clock {
         }
     }
 
-    /// The start of the local second or day that a strip of time is labelled with.
-    #[must_use]
-    pub fn label(&self, at: Nanos, with_date: bool) -> Shown {
-        self.shown(at, if with_date { "%Y-%m-%d %H:%M:%S" } else { "%H:%M:%S" })
+    /// A moment in a form of the caller's (strftime).
+    pub(crate) fn stamp(&self, at: Nanos, format: &str) -> String {
+        self.shown(at, format).0
     }
 
     fn shown(&self, at: Nanos, format: &str) -> Shown {

@@ -133,14 +133,6 @@ pub(crate) fn number<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
     table.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, number)| *number)
 }
 
-/// A number's first name in one of the tables above.
-pub(crate) fn name<T: Copy + PartialEq>(
-    table: &[(&'static str, T)],
-    number: T,
-) -> Option<&'static str> {
-    table.iter().find(|(_, known)| *known == number).map(|(name, _)| *name)
-}
-
 /// A whole number, decimal or hexadecimal with `0x`.
 pub(crate) fn whole(text: &str) -> Option<u64> {
     match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {

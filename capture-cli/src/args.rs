@@ -1,0 +1,167 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::output::Format;
+
+const AFTER_HELP: &str = "\
+Filters read like pcap filters:
+  host 10.0.0.1                   either end            src | dst | orig | resp host A
+  net 10.0.0.0/8                  either end            src | dst | orig | resp net N
+  port ssh, portrange 6000-6010   either end            tcp dst port 80 or 443
+  tcp udp sctp icmp icmp6 arp ip ip6, proto 47, ether proto lldp, ether host MAC, vlan 5
+  inbound outbound internal external                    by the sensor's --local-nets
+  state SF, service ssh, uid C…, iface eth0, sensor s1
+  bytes > 10M, orig bytes < 1k, pkts = 1, duration >= 1h30m
+  and or not && || !, parentheses
+`src`/`dst` mean originator and responder. As in pcap, `and` and `or` bind alike, from left to
+right. Names are not resolved.
+
+Times: 2007-02-02T06:25:00Z, '2007-02-02 06:25', 2007-02-02, 06:25, 'yesterday 11:25', -15m, now,
+1170397500.25; in the zone of --tz.
+
+Exit codes: 0 done, 1 failed, 2 usage.";
+
+/// Asks a Stillwire sensor's store: which sessions, which packets, and how far to trust the answer
+#[derive(Debug, Parser)]
+#[command(name = "stillwire", version, after_help = AFTER_HELP, max_term_width = 100)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List sessions
+    Sessions(SessionsArgs),
+    /// Get the packets of sessions, in time order
+    Packets(PacketsArgs),
+    /// Show what the record covers, and where and why it has gaps
+    Coverage(CoverageArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page (roff); for all commands, write the pages to a directory
+    Man {
+        /// Directory for the pages of all commands
+        #[arg(value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// Where to look.
+#[derive(Debug, Args)]
+pub struct Where {
+    /// Store of a sensor; repeat it to ask several at once [default: ./store]
+    #[arg(short, long = "store", value_name = "DIR", env = "STILLWIRE_STORE", value_delimiter = ':')]
+    pub stores: Vec<PathBuf>,
+    /// From this time on [default: as far back as the record reaches]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub from: Option<String>,
+    /// Up to this time; a day means its end [default: as far as the record reaches]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub to: Option<String>,
+    /// Time zone of times read and shown: a name, an offset, UTC, local [default: local]
+    #[arg(long, value_name = "ZONE", allow_hyphen_values = true)]
+    pub tz: Option<String>,
+}
+
+impl Where {
+    /// The stores to open.
+    #[must_use]
+    pub fn stores(&self) -> Vec<PathBuf> {
+        if self.stores.is_empty() { vec![PathBuf::from("store")] } else { self.stores.clone() }
+    }
+}
+
+/// `sessions`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillwire sessions host 10.0.0.7 --from -1h
+  stillwire sessions 'resp host 10.0.0.7 and tcp port 22' --from 'yesterday 11:00' --to 'yesterday 12:00'
+  stillwire sessions 'outbound and bytes > 100M' --sort -bytes --limit 20
+  stillwire sessions --format ndjson | jq .server_name
+  stillwire sessions --format zeek | zeek-cut id.orig_h service
+
+A session counts to the window if any part of it does. Each is listed once, as last logged, the
+open tail of the log included. Filters: see `stillwire --help`.")]
+pub struct SessionsArgs {
+    /// Which sessions; without a filter, all
+    #[arg(value_name = "FILTER")]
+    pub filter: Vec<String>,
+    /// Where and when
+    #[command(flatten)]
+    pub place: Where,
+    /// How to write them
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub format: Format,
+    /// At most so many, 0 for all [default: 1000 for a table on a terminal, else all]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Order by a column, `bytes` or `pkts`; -COL for the largest first [default: ts]
+    #[arg(long, value_name = "COL", allow_hyphen_values = true)]
+    pub sort: Option<String>,
+    /// Also list sessions that could match: guessed direction, fragments without ports, …
+    #[arg(long)]
+    pub possible: bool,
+}
+
+/// `packets`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillwire packets CHhAvVGS1DHFjwGM9 | tcpdump -nr -
+  stillwire packets host 10.0.0.7 and port 22 --from -1h -w ssh.pcap
+  stillwire packets 'service dns' --from 06:20 --to 06:30 | tshark -r -
+
+The output is nanosecond pcap in time order; where the packets have different link types it is
+pcapng with an interface for each. Exit code 1 if packets of a session are no longer there.")]
+pub struct PacketsArgs {
+    /// Which sessions: a filter, or the uid of one
+    #[arg(value_name = "FILTER|UID", required = true)]
+    pub filter: Vec<String>,
+    /// Where and when; packets outside the window are left out
+    #[command(flatten)]
+    pub place: Where,
+    /// Write to this file; - is standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// Also those of sessions that could match
+    #[arg(long)]
+    pub possible: bool,
+}
+
+/// `coverage`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillwire coverage --from -24h
+  stillwire coverage --from '2007-02-02 06:00' --to '2007-02-02 07:00' --tz UTC
+  stillwire coverage --format json | jq '.gaps[] | select(.frames_lost > 0)'
+
+Without a window: from the first to the last line of the ledger.")]
+pub struct CoverageArgs {
+    /// Where and when
+    #[command(flatten)]
+    pub place: Where,
+    /// How to write it
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub format: CoverageFormat,
+}
+
+/// Formats of `coverage`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CoverageFormat {
+    /// For people
+    Text,
+    /// One object
+    Json,
+}

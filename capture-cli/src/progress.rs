@@ -1,0 +1,50 @@
+//! How far a long command is, for people who wait.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget};
+
+/// What takes less needs no progress.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A counter on standard error, shown only on a terminal and only once it takes long.
+pub struct Progress {
+    what: &'static str,
+    started: Instant,
+    count: u64,
+    bar: Option<ProgressBar>,
+    wanted: bool,
+}
+
+impl Progress {
+    /// Begins.
+    #[must_use]
+    pub fn new(what: &'static str) -> Self {
+        let wanted = std::io::stderr().is_terminal();
+        Self { what, started: Instant::now(), count: 0, bar: None, wanted }
+    }
+
+    /// So many more are done.
+    pub fn advance(&mut self, more: u64) {
+        self.count = self.count.saturating_add(more);
+        if !self.wanted {
+            return;
+        }
+        if self.bar.is_none() && self.started.elapsed() > PATIENCE {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5));
+            bar.enable_steady_tick(Duration::from_millis(200));
+            self.bar = Some(bar);
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("{}: {}", self.what, HumanCount(self.count)));
+        }
+    }
+
+    /// Takes it off the screen.
+    pub fn done(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
