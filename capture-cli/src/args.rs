@@ -60,7 +60,13 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Where {
     /// Store of a sensor; repeat it to ask several at once [default: ./store]
-    #[arg(short, long = "store", value_name = "DIR", env = "STILLWIRE_STORE", value_delimiter = ':')]
+    #[arg(
+        short,
+        long = "store",
+        value_name = "DIR",
+        env = "STILLWIRE_STORE",
+        value_delimiter = ':'
+    )]
     pub stores: Vec<PathBuf>,
     /// From this time on [default: as far back as the record reaches]
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]

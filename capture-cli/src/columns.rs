@@ -125,10 +125,7 @@ const SUMS: [Column; 2] = [
             Value::Count(of(row.orig.bytes).saturating_add(of(row.resp.bytes)))
         },
     },
-    Column {
-        name: "pkts",
-        value: |row| Value::Count(row.orig.pkts.saturating_add(row.resp.pkts)),
-    },
+    Column { name: "pkts", value: |row| Value::Count(row.orig.pkts.saturating_add(row.resp.pkts)) },
 ];
 
 /// What rows are ordered by.

@@ -1,1 +1,7 @@
-fn main() {}
+//! `stillwire`, the analyst's companion.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    capture_cli::app::run()
+}

@@ -9,7 +9,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget};
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A counter on standard error, shown only on a terminal and only once it takes long.
-pub struct Progress {
+pub(crate) struct Progress {
     what: &'static str,
     started: Instant,
     count: u64,
@@ -20,13 +20,13 @@ pub struct Progress {
 impl Progress {
     /// Begins.
     #[must_use]
-    pub fn new(what: &'static str) -> Self {
+    pub(crate) fn new(what: &'static str) -> Self {
         let wanted = std::io::stderr().is_terminal();
         Self { what, started: Instant::now(), count: 0, bar: None, wanted }
     }
 
     /// So many more are done.
-    pub fn advance(&mut self, more: u64) {
+    pub(crate) fn advance(&mut self, more: u64) {
         self.count = self.count.saturating_add(more);
         if !self.wanted {
             return;
@@ -42,7 +42,7 @@ impl Progress {
     }
 
     /// Takes it off the screen.
-    pub fn done(self) {
+    pub(crate) fn done(self) {
         if let Some(bar) = self.bar {
             bar.finish_and_clear();
         }

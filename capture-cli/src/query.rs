@@ -1,7 +1,7 @@
 //! Rows that answer a question, out of one or several stores.
 
-use std::collections::hash_map::{Entry, HashMap};
 use std::collections::HashSet;
+use std::collections::hash_map::{Entry, HashMap};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -157,6 +157,9 @@ fn what(question: &Question) -> Scan {
     what
 }
 
+/// The highest `update` seen of a session, and its row if that could match.
+type Newest = (u32, Option<(Truth, Row)>);
+
 /// Collects one store's sessions, each by its newest row.
 struct Sessions<'a> {
     store: usize,
@@ -166,7 +169,7 @@ struct Sessions<'a> {
     keep: Option<usize>,
     texts: HashSet<Arc<str>>,
     /// Sessions with several rows, or that may still get some.
-    open: HashMap<Box<str>, (u32, Option<(Truth, Row)>)>,
+    open: HashMap<Box<str>, Newest>,
     found: Vec<Found>,
     total: u64,
     possible: u64,

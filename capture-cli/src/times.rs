@@ -3,9 +3,9 @@
 use std::fmt;
 
 use capture_flow::time::Nanos;
+use jiff::Timestamp;
 use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::TimeZone;
-use jiff::Timestamp;
 
 use crate::filter::names;
 
@@ -153,7 +153,11 @@ impl Clock {
         let (date, rest) = self.date(&lower).ok_or_else(|| fail(FORMS))?;
         let rest = rest.trim_start_matches([' ', 't']);
         let whole_day = rest.is_empty();
-        let time = if whole_day { Time::midnight() } else { clock_time(rest).ok_or_else(|| fail(FORMS))? };
+        let time = if whole_day {
+            Time::midnight()
+        } else {
+            clock_time(rest).ok_or_else(|| fail(FORMS))?
+        };
         if whole_day && edge == Edge::To {
             let next = date.tomorrow().map_err(|_| fail("it is out of range"))?;
             let next = self.moment(next.to_datetime(Time::midnight()), true);
@@ -239,7 +243,9 @@ impl Clock {
     fn shown(&self, at: Nanos, format: &str) -> Shown {
         Shown(match timestamp(at) {
             // jiff leaves out a fraction of zero under %.f, and keeps %.3f.
-            Some(moment) => moment.to_zoned_datetime(self.zone.clone()).strftime(format).to_string(),
+            Some(moment) => {
+                moment.to_zoned_datetime(self.zone.clone()).strftime(format).to_string()
+            }
             None => at.to_string(),
         })
     }
@@ -390,8 +396,21 @@ mod tests {
     fn slips_are_refused() {
         let clock = clock("UTC");
         for text in [
-            "", "2007", "20070202", "25:00", "06:61", "-15x", "yesterdayish", "2007-02-30", "noon",
-            "99999999999999999999", "-99999999w", "2007-02-02 6", "1e9", "--15m", "é007-02-02",
+            "",
+            "2007",
+            "20070202",
+            "25:00",
+            "06:61",
+            "-15x",
+            "yesterdayish",
+            "2007-02-30",
+            "noon",
+            "99999999999999999999",
+            "-99999999w",
+            "2007-02-02 6",
+            "1e9",
+            "--15m",
+            "é007-02-02",
         ] {
             assert!(clock.read(text, Edge::From).is_err(), "{text}");
         }

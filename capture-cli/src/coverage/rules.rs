@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use capture_flow::time::{Nanos, NanosDelta};
-use capture_store::ledger::{Damage, LedgerLine, Note, imbalances};
+use capture_store::ledger::{Damage, LedgerLine, Nic, Note, imbalances};
 
 use super::{Coverage, Gap, Kept, Reason, length};
 use crate::times::Window;
@@ -94,7 +94,7 @@ fn of_line(line: &LedgerLine, gaps: &mut Gaps<'_>) {
         if !interface.link.up || interface.link.down_ns > 0 || interface.link.changes > 0 {
             gaps.add(span, Reason::LinkDown, 0, name.clone());
         }
-        if let Some(lost) = interface.nic.as_ref().map(|nic| nic.lost()).filter(|lost| *lost > 0) {
+        if let Some(lost) = interface.nic.as_ref().map(Nic::lost).filter(|lost| *lost > 0) {
             gaps.add(span, Reason::NicLoss, lost, name.clone());
         }
         for queue in &interface.queues {
@@ -128,7 +128,12 @@ fn of_line(line: &LedgerLine, gaps: &mut Gaps<'_>) {
     }
     for wrong in imbalances(line) {
         let missing = wrong.left.abs_diff(wrong.right);
-        gaps.add(span, Reason::Unaccounted, missing, format!("{}: {}", wrong.account, wrong.equation));
+        gaps.add(
+            span,
+            Reason::Unaccounted,
+            missing,
+            format!("{}: {}", wrong.account, wrong.equation),
+        );
     }
 }
 
@@ -165,7 +170,13 @@ fn runs(lines: &[LedgerLine]) -> Vec<Run<'_>> {
     for line in lines {
         let clean = line.notes.iter().any(|note| matches!(note, Note::CleanStop));
         let at = *known.entry(line.run.as_str()).or_insert(runs.len());
-        let fresh = Run { from: line.from, to: line.to, complete: line.from, clean: false, lines: Vec::new() };
+        let fresh = Run {
+            from: line.from,
+            to: line.to,
+            complete: line.from,
+            clean: false,
+            lines: Vec::new(),
+        };
         if at == runs.len() {
             runs.push(fresh);
         }
@@ -251,7 +262,8 @@ fn place(damage: &Damage) -> String {
 fn of_damage(damage: &[Damage], gaps: &mut Gaps<'_>) {
     for damage in damage.iter().filter(|damage| !damage.torn_end) {
         let holes = gaps.found.iter().any(|gap| {
-            gap.reason == Reason::LedgerDamaged || (gap.reason.is_blind() && length(gap.from, gap.to) > 0)
+            gap.reason == Reason::LedgerDamaged
+                || (gap.reason.is_blind() && length(gap.from, gap.to) > 0)
         });
         if !holes {
             gaps.add((gaps.from, gaps.to), Reason::LedgerDamaged, 0, place(damage));
@@ -272,7 +284,7 @@ fn count(line: &LedgerLine, coverage: &mut Coverage) {
             add(&mut totals.lost, queue.xdp.no_socket);
             add(&mut totals.lost, queue.xdp.aborted);
         }
-        if let Some(lost) = interface.nic.as_ref().map(|nic| nic.lost()).filter(|lost| *lost > 0) {
+        if let Some(lost) = interface.nic.as_ref().map(Nic::lost).filter(|lost| *lost > 0) {
             let totals = coverage.totals.entry((interface.name.clone(), None)).or_default();
             add(&mut totals.lost, lost);
         }

@@ -174,7 +174,11 @@ fn cells(sensor: &Coverage, from: Nanos, to: Nanos, width: usize) -> Vec<Cell> {
         let cell = if gap.reason.is_blind() { Cell::Blind } else { Cell::Lossy };
         let (first, last) = (place(gap.from), place(gap.to));
         // A gap that ends where a cell begins does not touch that cell.
-        let last = if last > first && gap.to < to { last.max(first + 1) - usize::from(on_edge(from, gap.to, whole, width)) } else { last };
+        let last = if last > first && gap.to < to {
+            last.max(first + 1) - usize::from(on_edge(from, gap.to, whole, width))
+        } else {
+            last
+        };
         for slot in cells.iter_mut().take(last + 1).skip(first) {
             *slot = (*slot).max(cell);
         }

@@ -123,7 +123,7 @@ pub enum Cmp {
 impl Cmp {
     /// Whether `left CMP right` holds.
     #[must_use]
-    pub fn holds<T: PartialOrd>(self, left: T, right: T) -> bool {
+    pub fn holds<T: PartialOrd + Copy>(self, left: T, right: T) -> bool {
         match self {
             Self::Lt => left < right,
             Self::Le => left <= right,

@@ -87,12 +87,10 @@ impl Expr {
 
     fn eval(&self, view: &View<'_>) -> Truth {
         match self {
-            Self::And(parts) => {
-                parts.iter().fold(Truth::True, |truth, part| match truth {
-                    Truth::False => truth,
-                    _ => truth.and(part.eval(view)),
-                })
-            }
+            Self::And(parts) => parts.iter().fold(Truth::True, |truth, part| match truth {
+                Truth::False => truth,
+                _ => truth.and(part.eval(view)),
+            }),
             Self::Or(parts) => parts.iter().fold(Truth::False, |truth, part| match truth {
                 Truth::True => truth,
                 _ => truth.or(part.eval(view)),

@@ -64,8 +64,11 @@ pub(super) fn tokens(filter: &str) -> Result<Vec<Lexeme>, FilterError> {
             (Token::Quoted(inside[..len].to_owned()), len + 2)
         } else if first == '&' || first == '|' {
             let word = if first == '&' { "and" } else { "or" };
-            return Err(FilterError::new(at..at + 1, format!("`{first}` alone means nothing here"))
-                .help(format!("write `{word}` or `{first}{first}`")));
+            return Err(FilterError::new(
+                at..at + 1,
+                format!("`{first}` alone means nothing here"),
+            )
+            .help(format!("write `{word}` or `{first}{first}`")));
         } else {
             let len = rest.find(ends_word).unwrap_or(rest.len());
             (word(&rest[..len]), len)

@@ -33,8 +33,7 @@ pub struct Parsed {
 /// # Errors
 /// A [`FilterError`] that points at the first place that makes no sense.
 pub fn parse(filter: &str) -> Result<Parsed> {
-    let mut parser =
-        Parser { tokens: tokens(filter)?, at: 0, depth: 0, last: None, mixed: false };
+    let mut parser = Parser { tokens: tokens(filter)?, at: 0, depth: 0, last: None, mixed: false };
     if parser.peek().token == Token::End {
         return Ok(Parsed { expr: Expr::everything(), note: None });
     }
@@ -72,11 +71,45 @@ struct Parser {
 
 /// Words that start a test, for suggestions.
 const KEYWORDS: [&str; 39] = [
-    "host", "net", "port", "portrange", "src", "dst", "orig", "resp", "tcp", "udp", "icmp",
-    "icmp6", "sctp", "arp", "ip", "ip6", "proto", "ether", "vlan", "inbound", "outbound",
-    "internal", "external", "state", "service", "bytes", "pkts", "duration", "uid", "iface",
-    "sensor", "packets", "interface", "conn_state", "orig_bytes", "resp_bytes", "orig_pkts",
-    "resp_pkts", "lldp",
+    "host",
+    "net",
+    "port",
+    "portrange",
+    "src",
+    "dst",
+    "orig",
+    "resp",
+    "tcp",
+    "udp",
+    "icmp",
+    "icmp6",
+    "sctp",
+    "arp",
+    "ip",
+    "ip6",
+    "proto",
+    "ether",
+    "vlan",
+    "inbound",
+    "outbound",
+    "internal",
+    "external",
+    "state",
+    "service",
+    "bytes",
+    "pkts",
+    "duration",
+    "uid",
+    "iface",
+    "sensor",
+    "packets",
+    "interface",
+    "conn_state",
+    "orig_bytes",
+    "resp_bytes",
+    "orig_pkts",
+    "resp_pkts",
+    "lldp",
 ];
 
 impl Parser {
@@ -136,8 +169,7 @@ impl Parser {
             }
             self.deeper(&lexeme.span)?;
             let parts = vec![left, right];
-            left =
-                if lexeme.token == Token::And { Expr::And(parts) } else { Expr::Or(parts) };
+            left = if lexeme.token == Token::And { Expr::And(parts) } else { Expr::Or(parts) };
             joined = Some(lexeme.token);
         }
     }
@@ -307,14 +339,12 @@ impl Parser {
     /// The identifier that the qualifiers speak of, or a parenthesis full of them.
     fn identifier(&mut self, qualifiers: Qualifiers) -> Result<Expr> {
         let lexeme = self.peek().clone();
-        self.last = Some(qualifiers.clone());
+        let what = qualifiers.kind.what();
+        self.last = Some(qualifiers);
         match lexeme.token {
             Token::Open => self.parenthesis(),
             Token::Word(_) | Token::Quoted(_) => self.bare(),
-            _ => Err(FilterError::new(
-                lexeme.span,
-                format!("{} is missing here", qualifiers.kind.what()),
-            )),
+            _ => Err(FilterError::new(lexeme.span, format!("{what} is missing here"))),
         }
     }
 

@@ -282,8 +282,11 @@ fn any_test() -> impl Strategy<Value = Test> {
     let count_end = prop_oneof![Just(End::Any), Just(End::Orig), Just(End::Resp)];
     prop_oneof![
         (any_end(), near_net).prop_map(|(end, net)| Test::Net(end, net)),
-        (any_end(), any::<u16>(), any::<u16>())
-            .prop_map(|(end, a, b)| Test::Port(end, a.min(b), a.max(b))),
+        (any_end(), any::<u16>(), any::<u16>()).prop_map(|(end, a, b)| Test::Port(
+            end,
+            a.min(b),
+            a.max(b)
+        )),
         Just(Test::Ipv4),
         Just(Test::Ipv6),
         Just(Test::Icmp),

@@ -69,9 +69,7 @@ const COLUMNS: [Column; 27] = [
     }),
     ("vlan", "int", |row| count(row.vlan.map(u64::from))),
     ("inner_vlan", "int", |row| count(row.inner_vlan.map(u64::from))),
-    ("community_id", "string", |row| {
-        row.community_id.as_deref().map_or(Field::Unset, Field::Text)
-    }),
+    ("community_id", "string", |row| row.community_id.as_deref().map_or(Field::Unset, Field::Text)),
 ];
 
 fn count<'a>(value: Option<u64>) -> Field<'a> {
@@ -127,9 +125,8 @@ fn with_ip<'a>(rows: &'a [Row], omitted: &mut Omitted) -> Vec<&'a Row> {
 /// The tab-separated form.
 pub(super) fn tsv(rows: &[Row], clock: &Clock, out: &mut impl Write) -> io::Result<Omitted> {
     let now = clock.stamp(clock.now(), "%Y-%m-%d-%H-%M-%S");
-    let joined = |pick: fn(&Column) -> &'static str| {
-        COLUMNS.iter().map(pick).collect::<Vec<_>>().join("\t")
-    };
+    let joined =
+        |pick: fn(&Column) -> &'static str| COLUMNS.iter().map(pick).collect::<Vec<_>>().join("\t");
     write!(
         out,
         "#separator \\x09\n#set_separator\t,\n#empty_field\t(empty)\n#unset_field\t-\n\

@@ -61,8 +61,7 @@ impl<'w, W: Write> CaptureWriter<'w, W> {
         }
         let interface = self.interfaces.iter().position(|known| *known == link).unwrap_or(0) as u32;
         let ns = u64::try_from(record.ts().0).unwrap_or(0);
-        let fields =
-            [interface, (ns >> 32) as u32, ns as u32, record.captured, record.wire_len];
+        let fields = [interface, (ns >> 32) as u32, ns as u32, record.captured, record.wire_len];
         let mut head = [0; 20];
         for (place, field) in head.as_chunks_mut::<4>().0.iter_mut().zip(fields) {
             *place = field.to_le_bytes();

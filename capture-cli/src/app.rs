@@ -1,0 +1,281 @@
+//! The commands.
+
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use capture_flow::time::Nanos;
+use capture_store::{Store, ledger};
+use clap::{CommandFactory, Parser};
+
+use crate::args::{Cli, Command, CoverageArgs, CoverageFormat, PacketsArgs, SessionsArgs, Where};
+use crate::columns::Order;
+use crate::coverage::{self, Coverage};
+use crate::filter::{self, Expr};
+use crate::output::{self, Format};
+use crate::packets;
+use crate::query::{self, Answer, Question};
+use crate::row::Row;
+use crate::terminal::Look;
+use crate::text::visible;
+use crate::times::{Clock, Window};
+
+/// Rows of a table on a terminal unless `--limit` says otherwise.
+const SCREENFUL: usize = 1000;
+
+/// Exit codes (DESIGN §7): 0 is done.
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+
+/// How a command ended.
+enum End {
+    /// All of it was done.
+    Done,
+    /// It was done, but the answer is not complete; standard error says why.
+    Incomplete,
+    /// The command line makes no sense.
+    Usage(String),
+}
+
+/// Runs the command line.
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let ended = match cli.command {
+        Command::Sessions(args) => sessions(&args),
+        Command::Packets(args) => packets(&args),
+        Command::Coverage(args) => coverage(&args),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "stillwire", &mut text);
+            print(&text)
+        }
+        Command::Man { dir } => man(dir.as_deref()),
+    };
+    match ended {
+        Ok(End::Done) => ExitCode::SUCCESS,
+        Ok(End::Incomplete) => ExitCode::from(FAILED),
+        Ok(End::Usage(why)) => {
+            complain(&why);
+            ExitCode::from(USAGE)
+        }
+        // Who closes the pipe has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Says something on standard error; there is nobody to tell if that fails.
+fn complain(text: &str) {
+    let lines: Vec<_> = text.split('\n').map(visible).collect();
+    let _ = writeln!(io::stderr(), "stillwire: {}", lines.join("\n"));
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+fn print(text: &[u8]) -> anyhow::Result<End> {
+    let mut out = io::stdout().lock();
+    out.write_all(text)?;
+    out.flush()?;
+    Ok(End::Done)
+}
+
+fn man(dir: Option<&Path>) -> anyhow::Result<End> {
+    match dir {
+        Some(dir) => {
+            std::fs::create_dir_all(dir)
+                .and_then(|()| clap_mangen::generate_to(Cli::command(), dir))
+                .with_context(|| format!("cannot write manual pages to {}", dir.display()))?;
+            Ok(End::Done)
+        }
+        None => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut text)?;
+            print(&text)
+        }
+    }
+}
+
+/// What every question needs, once the command line is known to make sense.
+struct Asked {
+    clock: Clock,
+    window: Window,
+    filter: Expr,
+}
+
+/// Reads filter and times; a usage error says what is wrong with them.
+fn asked(place: &Where, filter: &[String]) -> Result<Asked, String> {
+    let clock = Clock::system(place.tz.as_deref()).map_err(|e| format!("--tz: {e}"))?;
+    let window = clock
+        .window(place.from.as_deref(), place.to.as_deref())
+        .map_err(|error| error.to_string())?;
+    let text = filter.join(" ");
+    let parsed = filter::parse(&text).map_err(|error| error.render(&text))?;
+    if let Some(note) = parsed.note {
+        complain(&note);
+    }
+    Ok(Asked { clock, window, filter: parsed.expr })
+}
+
+fn sessions(args: &SessionsArgs) -> anyhow::Result<End> {
+    let order = match args.sort.as_deref().map_or(Ok(Order::TIME), Order::parse) {
+        Ok(order) => order,
+        Err(why) => return Ok(End::Usage(format!("--sort: {why}"))),
+    };
+    let Asked { clock, window, filter } = match asked(&args.place, &args.filter) {
+        Ok(asked) => asked,
+        Err(why) => return Ok(End::Usage(why)),
+    };
+    let on_screen = args.format == Format::Table && io::stdout().is_terminal();
+    let limit = match args.limit {
+        Some(0) => None,
+        Some(limit) => Some(limit),
+        None => on_screen.then_some(SCREENFUL),
+    };
+    let stores = query::open(&args.place.stores())?;
+    let question = Question { filter, window, possible: args.possible };
+    let mut answer = query::ask(&stores, &question, &order, limit)?;
+    let rows: Vec<Row> = answer.found.drain(..).map(|found| found.row).collect();
+    let mut out = BufWriter::new(io::stdout().lock());
+    let omitted = output::write(args.format, &rows, &clock, &Look::of_stdout(), &mut out)?;
+    out.flush()?;
+    drop(out);
+    if omitted.without_ip > 0 {
+        complain(&format!(
+            "{} sessions without IP left out: conn.log has no place for them",
+            omitted.without_ip
+        ));
+    }
+    let more = answer.total.saturating_sub(rows.len() as u64);
+    if more > 0 {
+        complain(&format!("{more} more sessions match: --limit 0 lists all"));
+    }
+    if rows.is_empty() && args.format == Format::Table {
+        complain("no session matches; `stillwire coverage` shows what the record covers");
+    }
+    if answer.possible > 0 {
+        complain(&possible(answer.possible));
+    }
+    Ok(report(&answer))
+}
+
+fn possible(count: u64) -> String {
+    let sessions = if count == 1 { "session" } else { "sessions" };
+    format!(
+        "{count} more {sessions} could match (guessed direction, unknown service, missing ports): \
+         --possible includes them"
+    )
+}
+
+/// Tells what the stores could not give.
+fn report(answer: &Answer) -> End {
+    for note in &answer.notes {
+        complain(note);
+    }
+    for damage in &answer.damage {
+        complain(&format!("the answer is not complete: {damage}"));
+    }
+    if answer.damage.is_empty() { End::Done } else { End::Incomplete }
+}
+
+fn packets(args: &PacketsArgs) -> anyhow::Result<End> {
+    let Asked { window, filter, .. } = match asked(&args.place, &args.filter) {
+        Ok(asked) => asked,
+        Err(why) => return Ok(End::Usage(why)),
+    };
+    let file = args.write.as_deref().filter(|path| *path != Path::new("-"));
+    if args.write.is_none() && io::stdout().is_terminal() {
+        return Ok(End::Usage(
+            "packets are binary: write them to a file with -w FILE, or pipe them, for example \
+             into `tcpdump -nr -`"
+                .to_owned(),
+        ));
+    }
+    let stores = query::open(&args.place.stores())?;
+    let question = Question { filter, window, possible: args.possible };
+    let answer = query::ask(&stores, &question, &Order::TIME, None)?;
+    if answer.found.is_empty() {
+        complain("no session matches");
+    }
+    if answer.possible > 0 {
+        complain(&possible(answer.possible));
+    }
+    let written = match file {
+        Some(path) => {
+            let out =
+                File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+            packets::write(&stores, &answer.found, window, &mut BufWriter::new(out))
+                .with_context(|| format!("cannot write {}", path.display()))?
+        }
+        None => {
+            let mut out = BufWriter::with_capacity(1 << 18, io::stdout().lock());
+            packets::write(&stores, &answer.found, window, &mut out)?
+        }
+    };
+    for damage in &written.damage {
+        complain(&format!("the output is not complete: {damage}"));
+    }
+    if written.retired > 0 {
+        complain(&format!(
+            "{} of {} sessions: packets were retired to keep the budget",
+            written.retired,
+            answer.found.len()
+        ));
+    }
+    if written.never_kept > 0 {
+        complain(&format!(
+            "{} of {} sessions: packets could not be kept when they arrived (`stillwire coverage` \
+             says why)",
+            written.never_kept,
+            answer.found.len()
+        ));
+    }
+    if let Some(path) = file {
+        complain(&format!(
+            "{} packets of {} sessions written to {}",
+            written.frames,
+            answer.found.len(),
+            path.display()
+        ));
+    }
+    let ended = report(&answer);
+    Ok(if written.is_complete() { ended } else { End::Incomplete })
+}
+
+fn coverage(args: &CoverageArgs) -> anyhow::Result<End> {
+    let Asked { clock, window, .. } = match asked(&args.place, &[]) {
+        Ok(asked) => asked,
+        Err(why) => return Ok(End::Usage(why)),
+    };
+    let stores = query::open(&args.place.stores())?;
+    let sensors: Vec<Coverage> = stores
+        .iter()
+        .map(|store| of_store(store, window, clock.now()))
+        .collect::<anyhow::Result<_>>()?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    match args.format {
+        CoverageFormat::Text => {
+            coverage::write_text(&sensors, &clock, &Look::of_stdout(), &mut out)?;
+        }
+        CoverageFormat::Json => coverage::write_json(&sensors, &mut out)?,
+    }
+    out.flush()?;
+    Ok(End::Done)
+}
+
+fn of_store(store: &Store, window: Window, now: Nanos) -> anyhow::Result<Coverage> {
+    // To the ledger's end: what is written later tells about times before.
+    let read = ledger::read(store, window.start(), Nanos::MAX).with_context(|| {
+        format!("cannot read the ledger of {}", store.layout().root().display())
+    })?;
+    Ok(Coverage::of(&store.identity().sensor, &read.lines, &read.damage, window, now))
+}
