@@ -37,9 +37,10 @@ pub struct Ip {
 }
 
 /// Outcome of a transport checksum.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checksum {
     /// Verified and right, or not to be verified (policy, truncated, fragment, none sent).
+    #[default]
     Accepted,
     /// Verified and wrong. Zeek keeps the session but counts nothing; TCP and UDP get the
     /// history letter `C`, ICMP does not.
@@ -66,6 +67,8 @@ impl TcpFlags {
     pub const ACK: u8 = 0x10;
     /// The urgent pointer counts.
     pub const URG: u8 = 0x20;
+    /// The six flags of RFC 793.
+    pub const ALL: u8 = 0x3f;
 
     /// Whether any of the given bits is set.
     #[must_use]

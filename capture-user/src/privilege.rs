@@ -2,45 +2,59 @@
 
 use caps::{CapSet, Capability};
 
-/// What attaching the XDP program takes. CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON.
-const ATTACH: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
+/// What loading and attaching the XDP program takes. Without CAP_PERFMON the kernel's verifier
+/// treats the program as one of an untrusted user and refuses how it walks through its counters.
+const ATTACH: [Capability; 3] =
+    [Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_NET_ADMIN];
 /// What opening AF_XDP sockets takes.
 const SOCKET: [Capability; 1] = [Capability::CAP_NET_RAW];
+/// CAP_SYS_ADMIN includes these.
+const OF_ADMIN: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_PERFMON];
+
+/// The capabilities that are missing for loading and attaching the program, if any, and what to do.
+pub(crate) fn missing_to_attach() -> Option<String> {
+    missing(&ATTACH, effective)
+}
 
 /// Why the kernel said "not permitted" when the program was loaded or attached.
 pub(crate) fn explain_attach() -> String {
-    explain(&ATTACH)
+    missing_to_attach().unwrap_or_else(forbidden)
 }
 
 /// Why the kernel said "not permitted" when a socket was opened.
 pub(crate) fn explain_socket() -> String {
-    explain(&SOCKET)
+    missing(&SOCKET, effective).unwrap_or_else(forbidden)
 }
 
-fn explain(needed: &[Capability]) -> String {
-    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
-    describe(needed, has)
+fn effective(capability: Capability) -> bool {
+    caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
 }
 
-fn describe(needed: &[Capability], has: impl Fn(Capability) -> bool) -> String {
+fn forbidden() -> String {
+    "the capabilities are all there, so a container, a security module or the kernel's lockdown \
+     forbids it"
+        .to_owned()
+}
+
+fn missing(needed: &[Capability], has: impl Fn(Capability) -> bool) -> Option<String> {
     let missing: Vec<String> = needed
         .iter()
-        .filter(|capability| {
-            let by_admin = **capability == Capability::CAP_BPF && has(Capability::CAP_SYS_ADMIN);
-            !has(**capability) && !by_admin
+        .copied()
+        .filter(|needed| {
+            let included = OF_ADMIN.contains(needed) && has(Capability::CAP_SYS_ADMIN);
+            !has(*needed) && !included
         })
-        .map(ToString::to_string)
+        .map(|capability| capability.to_string())
         .collect();
-    if missing.is_empty() {
-        "the capabilities are all there, so a container, a security module or the kernel's lockdown \
-         forbids it"
-            .to_owned()
+    let (last, others) = missing.split_last()?;
+    let (names, verb) = if others.is_empty() {
+        (last.clone(), "is")
     } else {
-        format!(
-            "{} is missing: run as root, or give it with setcap or a systemd unit",
-            missing.join(" and ")
-        )
-    }
+        (format!("{} and {last}", others.join(", ")), "are")
+    };
+    Some(format!(
+        "{names} {verb} missing (run as root, or give the capability by setcap or a systemd unit)"
+    ))
 }
 
 #[cfg(test)]
@@ -49,11 +63,10 @@ mod tests {
 
     #[test]
     fn the_missing_capability_is_named() {
-        let none = describe(&ATTACH, |_| false);
-        assert!(none.starts_with("CAP_BPF and CAP_NET_ADMIN is missing"), "{none}");
-        let admin = describe(&ATTACH, |capability| capability == Capability::CAP_SYS_ADMIN);
+        let none = missing(&ATTACH, |_| false).unwrap();
+        assert!(none.starts_with("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are missing"), "{none}");
+        let admin = missing(&ATTACH, |capability| capability == Capability::CAP_SYS_ADMIN).unwrap();
         assert!(admin.starts_with("CAP_NET_ADMIN is missing"), "{admin}");
-        let all = describe(&ATTACH, |_| true);
-        assert!(!all.contains("missing"), "{all}");
+        assert_eq!(missing(&ATTACH, |_| true), None);
     }
 }

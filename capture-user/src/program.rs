@@ -430,13 +430,17 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 fn load_error(iface: &str, error: impl std::error::Error + Send + Sync + 'static) -> ProgramError {
-    match errno(&error) {
-        Some(libc::EPERM | libc::EACCES) => ProgramError::NotPermitted {
-            doing: "load the XDP program",
-            iface: iface.to_owned(),
-            reason: privilege::explain_attach(),
-        },
-        _ => ProgramError::Load { iface: iface.to_owned(), source: Box::new(error) },
+    // The verifier, too, says EACCES: for what it takes only from the privileged, and for what it
+    // takes from nobody.
+    let reason = match errno(&error) {
+        Some(libc::EPERM) => Some(privilege::explain_attach()),
+        Some(libc::EACCES) => privilege::missing_to_attach(),
+        _ => None,
+    };
+    let iface = iface.to_owned();
+    match reason {
+        Some(reason) => ProgramError::NotPermitted { doing: "load the XDP program", iface, reason },
+        None => ProgramError::Load { iface, source: Box::new(error) },
     }
 }
 

@@ -18,6 +18,12 @@ use crate::timer::{Class, is_dns_port, is_interactive_port, linger_look};
 use super::core::Core;
 use super::session::{Cold, Hot, Kind, Transport};
 
+/// History of a session that began with a SYN-ACK.
+const SYN_ACK_FROM_ORIG: &str = "H";
+
+/// IPv6's "no next header": Zeek opens no session for it.
+const NO_NEXT_HEADER: u8 = 59;
+
 /// Which session a packet belongs to, and which way it went.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tuple {
@@ -324,14 +330,30 @@ impl Core {
         if !tcp.both_closed() {
             hot.last_time = ts;
         }
-        let effect = tcp.segment(is_orig, segment, &mut notes);
+        // Zeek since 5.1: an acknowledgement or data right after a lone SYN-ACK, from either side,
+        // tells that it was no scan but that the SYN was missed.
+        let control = segment.flags.has(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST);
+        let missed_syn =
+            tcp.only_syn_ack() && !control && notes.history.as_str() == SYN_ACK_FROM_ORIG;
+        if missed_syn {
+            tcp.flip_after_syn_ack();
+            *notes.history = History::default();
+            notes.history.push(b'^');
+            notes.history.push(b'h');
+        }
+        let is_orig = is_orig != missed_syn;
+        let mut effect = tcp.segment(is_orig, segment, &mut notes);
+        effect.state_changed |= missed_syn;
         let established =
             tcp.orig().state == EndState::Established && tcp.resp().state == EndState::Established;
-        if effect.flipped {
+        if effect.flipped || missed_syn {
             hot.orig_is_low = !hot.orig_is_low;
             hot.pkts.swap(0, 1);
             hot.ip_bytes.swap(0, 1);
             cold.l2.swap(0, 1);
+        }
+        if missed_syn {
+            hot.direction_guessed = false;
         }
         if segment.flags.has(TcpFlags::SYN) {
             // A SYN tells who began, and so does its answer.
@@ -510,4 +532,10 @@ fn segment(packet: &Packet<'_>) -> Option<Segment> {
     };
     let whole = packet.payload.len() as u64 >= u64::from(payload_len);
     Some(Segment { seq, ack, flags, window, len: payload_len, whole })
+}
+
+/// Whether a packet is an IPv6 header with nothing behind it, such as a Teredo bubble. Inside a
+/// tunnel it is no session of its own; elsewhere it is, since its frame must count somewhere.
+pub(super) fn is_empty_header(packet: &Packet<'_>) -> bool {
+    matches!(packet.net, Net::Ip { ip, .. } if ip.protocol == NO_NEXT_HEADER)
 }

@@ -162,6 +162,9 @@ impl<'a, S: Sink> Visitor<'a, S> {
 impl<S: Sink> PacketVisitor for Visitor<'_, S> {
     fn packet(&mut self, packet: &Packet<'_>, earlier: &[HeldFrame]) -> Counted {
         self.depth = usize::from(packet.depth).min(MAX_PARENTS);
+        if !packet.owns_frame && account::is_empty_header(packet) {
+            return Counted::default();
+        }
         let parents = self.parents.get(..self.depth).unwrap_or(&[]);
         let tuple = self.core.any_tuple(packet);
         let slot = self.core.packet(packet, &tuple, &self.origin, earlier, parents, self.sink);

@@ -281,6 +281,19 @@ impl Tcp {
         effect
     }
 
+    /// Whether a SYN-ACK is all there is so far: a scan, or a session whose SYN was missed.
+    #[inline]
+    pub(crate) fn only_syn_ack(&self) -> bool {
+        self.ends[ORIG].state == EndState::SynAckSent && self.ends[RESP].state == EndState::Inactive
+    }
+
+    /// Swaps the roles of a session whose SYN-ACK was followed by an acknowledgement or data, as
+    /// no scan's is.
+    pub(crate) fn flip_after_syn_ack(&mut self) {
+        self.flip();
+        self.set_state(RESP, EndState::Established);
+    }
+
     fn set_partial_status(&mut self, me: usize, segment: &Segment) {
         if self.first_seen[me] {
             return;

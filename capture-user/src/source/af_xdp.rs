@@ -357,7 +357,8 @@ fn bind(
                     let reason = privilege::explain_socket();
                     return Err(OpenError::NotPermitted { name: name.to_owned(), reason });
                 }
-                Some(libc::ENOBUFS) => {
+                // Zero-copy takes twice the memory: copy mode may still be allowed its part.
+                Some(libc::ENOBUFS) if !binding.zero_copy => {
                     let bytes = u64::from(chunks) * u64::from(config.frame_size);
                     let mebibytes = bytes.div_ceil(1 << 20);
                     return Err(OpenError::MemoryLock { name: name.to_owned(), mebibytes });
