@@ -37,11 +37,11 @@ impl FilterError {
         let before = visible(&filter[..start]);
         let marked = visible(&filter[start..end]);
         let after = visible(&filter[end..]);
-        let mut text = format!("filter: {}\n  {before}{marked}{after}\n  ", self.message);
+        let mut text = format!("filter: {}\n  {before}{marked}{after}\n  ", visible(&self.message));
         let carets = marked.width().max(1);
         let _ = write!(text, "{:indent$}{:^<carets$}", "", "", indent = before.width());
         if let Some(help) = &self.help {
-            let _ = write!(text, "\nhelp: {help}");
+            let _ = write!(text, "\nhelp: {}", visible(help));
         }
         text
     }
