@@ -73,9 +73,9 @@ pub(crate) const DNS_LOOK: NanosDelta = NanosDelta::from_secs(10);
 pub(crate) const DNS_SILENCE: NanosDelta = NanosDelta::from_secs(9);
 /// First and further looks at a TCP session of which one side closed (`tcp_SYN_timeout`,
 /// `tcp_session_timer`), and the silence asked for (`tcp_connection_linger`).
-pub(crate) const LINGER_FIRST_LOOK: NanosDelta = NanosDelta::from_secs(5);
-pub(crate) const LINGER_LOOK: NanosDelta = NanosDelta::from_secs(6);
-pub(crate) const LINGER_SILENCE: NanosDelta = NanosDelta::from_secs(5);
+const LINGER_FIRST_LOOK: NanosDelta = NanosDelta::from_secs(5);
+const LINGER_LOOK: NanosDelta = NanosDelta::from_secs(6);
+const LINGER_SILENCE: NanosDelta = NanosDelta::from_secs(5);
 /// Idle limit of interactive TCP sessions (scripts/base/protocols/conn/inactivity.zeek).
 const INTERACTIVE: NanosDelta = NanosDelta::from_secs(3600);
 

@@ -1,6 +1,7 @@
 //! Zeek's own traces against Zeek's own conn.log, column by column.
 //!
 //! What differs on purpose is listed in `EXPLAINED` and described in docs/CONFORMANCE.md.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -64,6 +64,12 @@ impl Detector {
         self.done == [true, true]
     }
 
+    /// Whether payload of one direction can still tell something.
+    #[must_use]
+    pub fn wants(&self, from_originator: bool) -> bool {
+        !self.done[usize::from(!from_originator)]
+    }
+
     /// The service found so far.
     #[must_use]
     pub fn service(&self) -> Option<Service> {

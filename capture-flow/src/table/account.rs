@@ -9,7 +9,8 @@ use crate::key::{
     Address, FlowHash, ICMP_CODE_MARK, MacAddr, PackedKey, Protocol, SessionKey, icmp_counterpart,
 };
 use crate::packet::{Checksum, Link, Net, Packet, TcpFlags, Transport as Header};
-use crate::record::{History, RowReason, Uid};
+use crate::record::{History, RowReason, Service, Uid};
+use crate::service::Carrier;
 use crate::sink::{Mark, Sink};
 use crate::tcp::{Effect, EndState, Notes, Segment, Tcp};
 use crate::time::Nanos;
@@ -32,6 +33,15 @@ pub(super) struct Tuple {
     /// Whether its sender is the key's low end.
     from_low: bool,
     kind: Kind,
+}
+
+/// What a packet may count for.
+struct Counting {
+    checksum: Checksum,
+    payload_len: u32,
+    /// Whether the capture holds the whole payload.
+    whole: bool,
+    total_len: u32,
 }
 
 /// Where a frame came from.
@@ -168,10 +178,12 @@ impl Core {
         let whole = packet.payload.len() as u64 >= u64::from(payload_len);
         match (&mut self.hot[slot as usize].transport, segment) {
             (Transport::Tcp(_), Some(segment)) => {
-                self.tcp(slot, is_orig, &segment, checksum, ip.total_len, origin.ts);
+                let counted = Counting { checksum, payload_len, whole, total_len: ip.total_len };
+                self.tcp(slot, is_orig, &segment, &counted, packet.payload, origin.ts);
             }
             (Transport::Datagram(_), None) => {
-                self.datagram(slot, is_orig, checksum, payload_len, whole, ip.total_len, origin.ts);
+                let counted = Counting { checksum, payload_len, whole, total_len: ip.total_len };
+                self.datagram(slot, is_orig, &counted, packet.payload, origin.ts);
             }
             // A datagram without ports met a session of the same key in another guise: it is
             // counted as a frame, and there is nothing more to learn from it.
@@ -264,6 +276,7 @@ impl Core {
             mark: Mark::default(),
             kind: tuple.kind,
             orig_is_low,
+            detecting: [matches!(tuple.kind, Kind::Tcp | Kind::Udp); 2],
             direction_guessed: flip || tuple.kind == Kind::Tcp,
             ..Hot::default()
         };
@@ -311,15 +324,15 @@ impl Core {
         slot: u32,
         is_orig: bool,
         segment: &Segment,
-        checksum: Checksum,
-        total_len: u32,
+        counted: &Counting,
+        payload: &[u8],
         ts: Nanos,
     ) {
         let hot = &mut self.hot[slot as usize];
         let cold = &mut self.cold[slot as usize];
         let Transport::Tcp(tcp) = &mut hot.transport else { return };
         let mut notes = Notes { seen: &mut hot.seen, history: &mut cold.history };
-        match checksum {
+        match counted.checksum {
             Checksum::Accepted => {}
             Checksum::Bad => {
                 tcp.bad_checksum(is_orig, &mut notes);
@@ -370,10 +383,39 @@ impl Core {
         // Zeek decides before the roles swap, so that the SYN counts to the responder.
         let who = usize::from(!is_orig);
         hot.pkts[who] += 1;
-        hot.ip_bytes[who] += u64::from(total_len);
+        hot.ip_bytes[who] += u64::from(counted.total_len);
+        if let Some(offset) = effect.payload_offset
+            && hot.detecting[who]
+        {
+            effect.state_changed |= self.detect(slot, Carrier::Tcp, is_orig, offset, payload);
+        }
         if effect.state_changed {
             self.reclass_tcp(slot, &effect, ts);
         }
+    }
+
+    /// Shows payload to the service detector. True if the idle limit may be another now.
+    #[inline(never)]
+    fn detect(
+        &mut self,
+        slot: u32,
+        carrier: Carrier,
+        is_orig: bool,
+        offset: u32,
+        payload: &[u8],
+    ) -> bool {
+        let hot = &mut self.hot[slot as usize];
+        let cold = &mut self.cold[slot as usize];
+        let found = self.services.observe(&mut cold.detector, carrier, is_orig, offset, payload);
+        hot.detecting = [cold.detector.wants(true), cold.detector.wants(false)];
+        let Some(found) = found else { return false };
+        if found.detail.is_some() {
+            cold.detail = found.detail;
+        }
+        let interactive = matches!(found.service, Some(Service::Ssh | Service::Ftp));
+        let news = interactive && carrier == Carrier::Tcp && !hot.interactive;
+        hot.interactive |= news;
+        news
     }
 
     /// Puts a TCP session whose state changed under the limit that holds now.
@@ -421,10 +463,8 @@ impl Core {
         &mut self,
         slot: u32,
         is_orig: bool,
-        checksum: Checksum,
-        payload_len: u32,
-        whole: bool,
-        total_len: u32,
+        counted: &Counting,
+        payload: &[u8],
         ts: Nanos,
     ) {
         let hot = &mut self.hot[slot as usize];
@@ -433,7 +473,7 @@ impl Core {
         let who = usize::from(!is_orig);
         let mut notes = Notes { seen: &mut hot.seen, history: &mut cold.history };
         let udp = hot.kind == Kind::Udp;
-        match checksum {
+        match counted.checksum {
             Checksum::Accepted => {}
             Checksum::Bad if udp => {
                 notes.scaled(is_orig, &mut datagram.bad_checksums[who], b'C');
@@ -445,16 +485,20 @@ impl Core {
         match hot.kind {
             Kind::Udp => {
                 notes.repeated(is_orig, Datagram::DATA, b'D');
-                datagram.count(is_orig, payload_len);
+                datagram.count(is_orig, counted.payload_len);
             }
-            Kind::Icmp => datagram.count(is_orig, payload_len),
+            Kind::Icmp => datagram.count(is_orig, counted.payload_len),
             _ => {}
         }
+        let detecting = udp && hot.detecting[who] && !payload.is_empty();
         // Zeek counts what it hands to the layer above, and a packet cut by the snap length goes
         // there only over UDP.
-        if udp || whole {
+        if udp || counted.whole {
             hot.pkts[who] += 1;
-            hot.ip_bytes[who] += u64::from(total_len);
+            hot.ip_bytes[who] += u64::from(counted.total_len);
+        }
+        if detecting {
+            self.detect(slot, Carrier::Udp, is_orig, 0, payload);
         }
     }
 

@@ -6,10 +6,11 @@ use crate::config::{ConfigError, FlowConfig, Network, Timeouts};
 use crate::frame::Frame;
 use crate::key::FlowHasher;
 use crate::record::{RowReason, Uid};
+use crate::service::Services;
 use crate::sink::Sink;
 use crate::stats::FlowStats;
 use crate::time::{Nanos, NanosDelta};
-use crate::timer::{Class, DNS_LOOK, DNS_SILENCE, IdleLimits, LINGER_LOOK, LINGER_SILENCE};
+use crate::timer::{Class, DNS_LOOK, DNS_SILENCE, IdleLimits, linger_look};
 use crate::uid::UidSource;
 
 use super::account::Tuple;
@@ -25,6 +26,9 @@ pub(super) const BYTES_PER_SESSION: usize =
 /// frame, so that no frame takes unbounded work. Sessions that are found by a frame of their own
 /// expire then whatever is left.
 const WORK_PER_FRAME: usize = 300;
+
+/// Sessions that can have a partly received first message at once.
+const SERVICE_SLOTS: u32 = 1024;
 
 /// Times farther ahead of the clock than this belong to another clock: a capture with a step
 /// in its time, or a forged one.
@@ -75,6 +79,7 @@ pub(super) struct Core {
     pub(super) local_nets: Vec<Network>,
     pub(super) timeouts: Timeouts,
     pub(super) uids: UidSource,
+    pub(super) services: Services,
     pub(super) hot: Vec<Hot>,
     pub(super) cold: Vec<Cold>,
     pub(super) stats: FlowStats,
@@ -95,7 +100,7 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(config: &FlowConfig) -> Result<Self, ConfigError> {
+    pub(super) fn new(config: FlowConfig) -> Result<Self, ConfigError> {
         let capacity = config.table_bytes / BYTES_PER_SESSION;
         if capacity == 0 {
             return Err(ConfigError::TableTooSmall {
@@ -112,10 +117,11 @@ impl Core {
         Ok(Self {
             hasher: FlowHasher::new(config.hash_seed),
             vlan_in_key: config.vlan_in_key,
-            server_ports: ServerPorts::new(config),
-            local_nets: config.local_nets.clone(),
+            server_ports: ServerPorts::new(&config),
+            local_nets: config.local_nets,
             timeouts: config.timeouts,
             uids: UidSource::new(config.uid_seed, config.worker),
+            services: Services::new(SERVICE_SLOTS.min(capacity as u32)),
             // Room for all, touched only as sessions come.
             hot: Vec::with_capacity(capacity),
             cold: Vec::with_capacity(capacity),
@@ -255,12 +261,15 @@ impl Core {
             return Err(due);
         }
         match hot.class {
-            Class::TcpClosing | Class::TcpLingering | Class::TcpPartlyClosed => {
-                if hot.class == Class::TcpLingering && hot.last_time + LINGER_SILENCE >= now {
-                    return Err(self.look_again(slot, now + LINGER_LOOK));
+            Class::TcpLingering => {
+                // Frames since the last look move the next one.
+                let look = linger_look(self.cold[slot as usize].start, hot.last_time);
+                if look > now {
+                    return Err(self.look_again(slot, look));
                 }
                 Ok(RowReason::Closed)
             }
+            Class::TcpClosing | Class::TcpPartlyClosed => Ok(RowReason::Closed),
             Class::Dns if now - hot.last_time < DNS_SILENCE => {
                 Err(self.look_again(slot, now + DNS_LOOK))
             }

@@ -47,7 +47,7 @@ impl SessionTable {
     /// A field of the configuration that cannot be used.
     pub fn new(config: FlowConfig) -> Result<Self, ConfigError> {
         config.validate()?;
-        Ok(Self { decoder: Decoder::new(&config), core: Core::new(&config)? })
+        Ok(Self { decoder: Decoder::new(&config), core: Core::new(config)? })
     }
 
     /// Bytes that one session takes, its share of the index included.

@@ -63,7 +63,7 @@ impl Core {
             orig: side(0),
             resp: side(1),
             protocol,
-            service: None,
+            service: cold.detector.service(),
             detail: cold.detail.clone(),
             conn_state,
             history: cold.history,

@@ -4,6 +4,7 @@ use crate::datagram::Datagram;
 use crate::frame::{IfaceId, PcapPosition};
 use crate::key::{FlowHash, MacAddr, PackedKey};
 use crate::record::{History, ServiceDetail, Uid};
+use crate::service::Detector;
 use crate::sink::Mark;
 use crate::tcp::Tcp;
 use crate::time::Nanos;
@@ -82,8 +83,8 @@ pub(super) struct Hot {
     pub(super) orig_is_low: bool,
     /// Whether frames came since the last row.
     pub(super) news: bool,
-    /// Whether payload is still shown to the service detector.
-    pub(super) detecting: bool,
+    /// Whether payload of originator and responder is still shown to the service detector.
+    pub(super) detecting: [bool; 2],
     pub(super) tunnel_refused: bool,
     /// Whether the class has the long idle limit of interactive sessions.
     pub(super) interactive: bool,
@@ -116,5 +117,6 @@ pub(super) struct Cold {
     pub(super) pcap_first: Option<PcapPosition>,
     pub(super) history: History,
     pub(super) parents: Option<Box<[Uid]>>,
+    pub(super) detector: Detector,
     pub(super) detail: Option<Box<ServiceDetail>>,
 }

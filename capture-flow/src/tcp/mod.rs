@@ -129,8 +129,8 @@ pub(crate) struct Effect {
     pub(crate) closing: bool,
     /// One side closed whose first segment this was (`tcp_partial_close_delay`).
     pub(crate) partly_closed: bool,
-    /// One side closed, the other is expected to.
-    pub(crate) half_closed: bool,
+    /// Where the segment's payload lies in its stream, if it is in order to be read.
+    pub(crate) payload_offset: Option<u32>,
 }
 
 /// The TCP half of a session.
@@ -272,6 +272,7 @@ impl Tcp {
 
         if segment.len > 0 && !segment.rst() && !underflow && segment.whole {
             let data_seq = rel_seq.wrapping_add(u64::from(segment.syn()));
+            effect.payload_offset = u32::try_from(data_seq.wrapping_sub(1)).ok();
             self.data_sent(me, data_seq, u64::from(segment.len));
         }
         self.check_eof(me, &mut effect);
@@ -383,7 +384,7 @@ impl Tcp {
         effect: &mut Effect,
     ) -> bool {
         match self.ends[*me].state {
-            EndState::Inactive => self.from_inactive(me, you, role, segment, notes, effect),
+            EndState::Inactive => self.when_inactive(me, you, role, segment, notes, effect),
             EndState::SynSent | EndState::SynAckSent => {
                 if segment.fin() {
                     self.set_state(*me, EndState::Closed);
@@ -393,7 +394,7 @@ impl Tcp {
                 }
                 segment.fin() || segment.rst()
             }
-            EndState::Established | EndState::Partial => self.from_established(*me, *you, segment),
+            EndState::Established | EndState::Partial => self.when_established(*me, *you, segment),
             EndState::Closed => {
                 if !segment.rst() || self.ends[*you].state == EndState::Closed {
                     return false;
@@ -405,7 +406,7 @@ impl Tcp {
         }
     }
 
-    fn from_inactive(
+    fn when_inactive(
         &mut self,
         me: &mut usize,
         you: &mut usize,
@@ -463,7 +464,7 @@ impl Tcp {
         do_close
     }
 
-    fn from_established(&mut self, me: usize, you: usize, segment: &Segment) -> bool {
+    fn when_established(&mut self, me: usize, you: usize, segment: &Segment) -> bool {
         let mut do_close = false;
         if segment.syn()
             && !segment.has_ack()
@@ -525,10 +526,8 @@ impl Tcp {
         let (end, peer) = (&self.ends[me], &self.ends[1 - me]);
         if end.state == EndState::Reset || peer.did_close || peer.state == EndState::Inactive {
             effect.closing = true;
-        } else if end.prev_state == EndState::Inactive {
-            effect.partly_closed = true;
         } else {
-            effect.half_closed = true;
+            effect.partly_closed = end.prev_state == EndState::Inactive;
         }
     }
 

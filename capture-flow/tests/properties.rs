@@ -1,0 +1,225 @@
+//! What must hold whatever the frames are.
+#![allow(clippy::unwrap_used)]
+
+#[allow(dead_code)]
+mod common;
+#[path = "common/make.rs"]
+mod make;
+
+use capture_flow::config::FlowConfig;
+use capture_flow::record::SessionRecord;
+use capture_flow::table::SessionTable;
+use capture_flow::time::{Nanos, NanosDelta};
+use common::{Collected, OwnedFrame};
+use make::{End, Flags};
+use proptest::prelude::*;
+
+/// One step of a conversation: time since the last one, who speaks, what.
+#[derive(Clone, Debug)]
+struct Step {
+    wait_ms: u32,
+    back: bool,
+    flags: u8,
+    seq: u8,
+    ack: u8,
+    len: u8,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    // Mostly short waits, sometimes beyond one limit or another.
+    let wait = prop_oneof![
+        8 => 0_u32..2_000,
+        1 => 2_000_u32..7_000,
+        1 => prop::sample::select(vec![61_000_u32, 310_000, 4_000_000]),
+    ];
+    (wait, any::<bool>(), any::<u8>(), 0_u8..20, 0_u8..20, 0_u8..8).prop_map(
+        |(wait_ms, back, flags, seq, ack, len)| Step { wait_ms, back, flags, seq, ack, len },
+    )
+}
+
+/// The frames of a conversation. Sequence numbers start near the wrap.
+fn conversation(ends: (End, End), tcp: bool, steps: &[Step]) -> Vec<OwnedFrame> {
+    let mut ms = 1_000_000_i64;
+    let payload = [b'x'; 8];
+    steps
+        .iter()
+        .map(|step| {
+            ms += i64::from(step.wait_ms);
+            let ts = Nanos(ms * 1_000_000);
+            let (src, dst) = if step.back { (ends.1, ends.0) } else { ends };
+            let payload = &payload[..usize::from(step.len)];
+            if !tcp {
+                return make::udp(ts, src, dst, payload);
+            }
+            let flags = Flags {
+                syn: step.flags & 0b11 == 0b11,
+                ack: step.flags & 0b100 != 0,
+                fin: step.flags & 0b111_000 == 0b111_000,
+                rst: step.flags & 0b1111_0000 == 0b1111_0000,
+            };
+            let seq = u32::MAX.wrapping_sub(6).wrapping_add(u32::from(step.seq));
+            let ack = u32::MAX.wrapping_sub(6).wrapping_add(u32::from(step.ack));
+            make::tcp(ts, src, dst, seq, ack, flags, payload)
+        })
+        .collect()
+}
+
+fn run(frames: &[OwnedFrame], batches: &[usize], config: FlowConfig) -> (Vec<SessionRecord>, u64) {
+    let mut table = SessionTable::new(config).unwrap();
+    let mut sink = Collected::default();
+    let borrowed: Vec<_> = frames.iter().enumerate().map(|(n, frame)| frame.borrow(n)).collect();
+    let mut rest = &borrowed[..];
+    for &batch in batches.iter().cycle() {
+        let (now, later) = rest.split_at(batch.clamp(1, rest.len().max(1)).min(rest.len()));
+        table.observe_batch(now, &mut sink);
+        rest = later;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    let end = frames.last().map(|frame| frame.ts).unwrap_or_default();
+    table.finish(end, &mut sink);
+    (sink.rows, table.stats().evicted)
+}
+
+/// Without what belongs to the run and not to the session.
+fn neutral(mut row: SessionRecord) -> String {
+    row.uid = Default::default();
+    row.flushed_at = Nanos::default();
+    row.pcap_first = None;
+    row.pcap_last = None;
+    format!("{row:?}")
+}
+
+fn final_rows(rows: Vec<SessionRecord>) -> Vec<String> {
+    let mut rows: Vec<_> = rows
+        .into_iter()
+        .filter(|row| row.reason.is_final())
+        .map(|mut row| {
+            // A session that is over may wait for a frame to notice; the last frame of the run
+            // decides whether that came.
+            row.reason = capture_flow::record::RowReason::Closed;
+            row.update = 0;
+            neutral(row)
+        })
+        .collect();
+    rows.sort();
+    rows
+}
+
+const A: (End, End) = ((1, 40_000), (2, 7_000));
+const B: (End, End) = ((1, 40_000), (3, 7_000));
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn batches_change_nothing(
+        steps in prop::collection::vec(step(), 1..80),
+        tcp in any::<bool>(),
+        batches in prop::collection::vec(1_usize..70, 1..8),
+    ) {
+        let frames = conversation(A, tcp, &steps);
+        let whole = run(&frames, &[frames.len()], FlowConfig::default()).0;
+        let parts = run(&frames, &batches, FlowConfig::default()).0;
+        prop_assert_eq!(whole, parts);
+    }
+
+    #[test]
+    fn sessions_do_not_disturb_each_other(
+        one in prop::collection::vec(step(), 1..40),
+        other in prop::collection::vec(step(), 1..40),
+        tcp in any::<(bool, bool)>(),
+    ) {
+        let (one, other) = (conversation(A, tcp.0, &one), conversation(B, tcp.1, &other));
+        let mut both: Vec<_> = one.iter().chain(&other).cloned().collect();
+        both.sort_by_key(|frame| frame.ts);
+        let together = final_rows(run(&both, &[both.len()], FlowConfig::default()).0);
+        let mut alone = final_rows(run(&one, &[one.len()], FlowConfig::default()).0);
+        alone.extend(final_rows(run(&other, &[other.len()], FlowConfig::default()).0));
+        alone.sort();
+        prop_assert_eq!(together, alone);
+    }
+
+    #[test]
+    fn any_time_at_all_is_survived(
+        times in prop::collection::vec(any::<i64>(), 1..60),
+        tcp in any::<bool>(),
+    ) {
+        let frames: Vec<_> = times
+            .iter()
+            .enumerate()
+            .map(|(n, &ts)| {
+                let src = (1 + (n % 3) as u8, 1000);
+                if tcp {
+                    let flags = Flags { syn: n % 2 == 0, ack: n % 3 == 0, ..Flags::default() };
+                    make::tcp(Nanos(ts), src, (9, 2000), n as u32, 7, flags, b"abc")
+                } else {
+                    make::udp(Nanos(ts), src, (9, 2000), b"abc")
+                }
+            })
+            .collect();
+        let rows = run(&frames, &[7], FlowConfig::default()).0;
+        let counted: u64 =
+            rows.iter().filter(|row| row.reason.is_final()).map(|row| row.frames).sum();
+        prop_assert_eq!(counted, frames.len() as u64);
+    }
+}
+
+#[test]
+fn a_flood_leaves_no_frame_uncounted() {
+    let capacity = 500;
+    let config = FlowConfig {
+        table_bytes: capacity * SessionTable::bytes_per_session(),
+        ..FlowConfig::default()
+    };
+    let syn = Flags { syn: true, ..Flags::default() };
+    let frames: Vec<_> = (0..20_000_u32)
+        .map(|n| {
+            let src = ((n >> 12) as u8, (n & 0xfff) as u16);
+            make::tcp(Nanos(i64::from(n) * 1000), src, (200, 80), n, 0, syn, b"")
+        })
+        .collect();
+    let (rows, evicted) = run(&frames, &[64], config);
+    assert_eq!(evicted, 20_000 - capacity as u64);
+    assert_eq!(rows.len(), 20_000);
+    assert_eq!(rows.iter().map(|row| row.frames).sum::<u64>(), 20_000);
+    // The oldest went first.
+    assert!(rows.windows(2).all(|pair| pair[0].ts <= pair[1].ts));
+}
+
+#[test]
+fn a_living_session_shows_itself() {
+    let config = FlowConfig { interim: NanosDelta::from_secs(60), ..FlowConfig::default() };
+    let frames: Vec<_> =
+        (0..200).map(|second| make::udp(Nanos::from_parts(second, 0), A.0, A.1, b"tick")).collect();
+    let (rows, _) = run(&frames, &[10], config);
+    let updates: Vec<_> = rows.iter().map(|row| (row.update, row.orig.pkts)).collect();
+    assert_eq!(updates, [(0, 60), (1, 120), (2, 180), (3, 200)]);
+    assert!(rows.iter().all(|row| row.uid == rows[0].uid));
+}
+
+#[test]
+fn completeness_is_never_ahead_of_the_rows() {
+    let mut table = SessionTable::new(FlowConfig::default()).unwrap();
+    let mut sink = Collected::default();
+    for second in 0..500_i64 {
+        let ts = Nanos::from_parts(second, 0);
+        let client = ((second % 7) as u8 + 1, 1000 + (second % 3) as u16);
+        let frame = make::udp(ts, client, (100, 9), b"x");
+        table.observe_batch(&[frame.borrow(second as usize)], &mut sink);
+        let complete = table.complete_through(ts);
+        assert!(complete <= ts);
+        // No frame waits for its row for longer than the interim interval.
+        assert!(ts - complete <= NanosDelta::from_secs(61), "{complete} at {ts}");
+        let rowed: u64 = {
+            let mut last = std::collections::HashMap::new();
+            for row in &sink.rows {
+                last.insert(row.uid, row.frames);
+            }
+            last.values().sum()
+        };
+        let before = (0..=second).filter(|&s| Nanos::from_parts(s, 0) < complete).count();
+        assert!(rowed >= before as u64, "{rowed} frames in rows, {before} before {complete}");
+    }
+}
