@@ -18,6 +18,7 @@ use aya_ebpf::programs::XdpContext;
 /// `frags`: a program that cannot take frames of several buffers is refused on an interface with
 /// a large MTU.
 #[xdp(frags)]
+#[expect(clippy::needless_pass_by_value, reason = "the attribute's code hands the context over")]
 fn stillwire(ctx: XdpContext) -> u32 {
     let queue = ctx.rx_queue_index();
     let Some(counters) = maps::counters(queue) else {

@@ -10,7 +10,7 @@ use capture_flow::time::Nanos;
 use capture_user::args::Mode;
 use capture_user::link::Link;
 use capture_user::program::{AttachMode, Program, ProgramError};
-use capture_user::source::af_xdp::{AfXdp, AfXdpConfig, Backend};
+use capture_user::source::af_xdp::{AfXdp, AfXdpConfig, Backend, OpenError};
 use capture_user::source::{Received, Source, SourceCounters, SourceFrame, wait};
 use rustix::event::{EventfdFlags, eventfd};
 use stillwire_tests::traffic::{Frames, Pace};
@@ -336,6 +336,56 @@ fn too_few_queues_for_the_peer_leave_the_generic_hook() {
             let attached = program.attach(&link, Mode::Auto)?;
             assert_eq!(attached.mode, AttachMode::Generic);
             assert!(attached.fallback.is_some_and(|reason| reason.contains("queues")));
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_queue_that_is_taken_is_not_shared() {
+    let wire = Wire::new().unwrap();
+    wire.sensor
+        .enter(|| {
+            let _first = Receiver::open(Mode::Native, 64)?;
+            let link = Link::by_name(Wire::SENSOR)?;
+            let second = Program::load(&link.name, link.rx_queues)?;
+            let config =
+                AfXdpConfig { iface: IfaceId(0), queue: 0, ring_size: 64, frame_size: 2048 };
+            let error = AfXdp::open(&config, &link, &second, AttachMode::Native).unwrap_err();
+            assert!(matches!(error, OpenError::Occupied { .. }), "{error:?}");
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_queue_that_does_not_exist_is_refused() {
+    let wire = Wire::new().unwrap();
+    wire.sensor
+        .enter(|| {
+            let link = Link::by_name(Wire::SENSOR)?;
+            let program = Program::load(&link.name, 8)?;
+            let config =
+                AfXdpConfig { iface: IfaceId(0), queue: 7, ring_size: 64, frame_size: 2048 };
+            let error = AfXdp::open(&config, &link, &program, AttachMode::Generic).unwrap_err();
+            assert!(error.to_string().contains("tap0 queue 7"), "{error}");
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_driver_without_native_xdp_leaves_the_generic_hook() {
+    let wire = Wire::new().unwrap();
+    wire.sensor
+        .enter(|| {
+            let link = Link::by_name("lo")?;
+            let mut program = Program::load(&link.name, link.rx_queues)?;
+            let error = program.attach(&link, Mode::Native).unwrap_err();
+            assert!(error.to_string().contains("--mode generic"), "{error}");
+            let attached = program.attach(&link, Mode::Auto)?;
+            assert_eq!(attached.mode, AttachMode::Generic);
+            assert!(attached.fallback.is_some_and(|reason| reason.contains("no native XDP")));
             Ok(())
         })
         .unwrap();

@@ -42,13 +42,12 @@ fn open(ring_size: u32) -> Result<(Program, AfXdp)> {
 }
 
 fn message(missing: Capability) -> String {
-    let wire = Wire::new().unwrap();
-    let error = wire.sensor.enter(|| {
+    let wire = Wire::new().expect("a wire");
+    let opened = wire.sensor.enter(|| {
         keep(&without(missing))?;
         open(64)
     });
-    let error = error.unwrap_err();
-    format!("{error:#}")
+    format!("{:#}", opened.expect_err("a capability is missing"))
 }
 
 #[test]

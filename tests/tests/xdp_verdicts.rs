@@ -164,7 +164,7 @@ impl Bench {
     fn clock(&self) -> u64 {
         let time = match self.program.clock() {
             StampClock::Monotonic => clock_gettime(ClockId::Monotonic),
-            StampClock::Tai => clock_gettime_dynamic(DynamicClockId::Tai).unwrap(),
+            StampClock::Tai => clock_gettime_dynamic(DynamicClockId::Tai).expect("a TAI clock"),
         };
         (time.tv_sec * 1_000_000_000 + time.tv_nsec).cast_unsigned()
     }
@@ -212,8 +212,10 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
 
 /// Runs a test inside the sensor's namespace of a wire with enough queues.
 fn bench(test: impl FnOnce(&Bench) -> Result<()> + Send) {
-    let wire = Wire::with().queues(QUEUES).mtu(9000).build().unwrap();
-    wire.sensor.enter(|| test(&Bench::new()?)).unwrap();
+    let wire = Wire::with().queues(QUEUES).mtu(9000).build().expect("a wire");
+    if let Err(error) = wire.sensor.enter(|| test(&Bench::new()?)) {
+        panic!("{error:?}");
+    }
 }
 
 #[test]
@@ -297,9 +299,11 @@ fn by_queue(place: u32, counters: QueueCounters) -> Vec<QueueCounters> {
 
 fn read_stamp(metadata: &[u8]) -> FrameStamp {
     assert_eq!(metadata.len(), FrameStamp::LEN, "{metadata:?}");
+    let word = |at: usize| metadata[at..].first_chunk().copied().expect("four more bytes");
+    let [low, high] = [0, 4].map(|at| u64::from(u32::from_le_bytes(word(at))));
     FrameStamp {
-        arrival_ns: u64::from_le_bytes(metadata[..8].try_into().unwrap()),
-        magic: u32::from_le_bytes(metadata[8..12].try_into().unwrap()),
-        rx_queue: u32::from_le_bytes(metadata[12..].try_into().unwrap()),
+        arrival_ns: high << 32 | low,
+        magic: u32::from_le_bytes(word(8)),
+        rx_queue: u32::from_le_bytes(word(12)),
     }
 }
