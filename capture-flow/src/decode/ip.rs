@@ -197,7 +197,7 @@ fn transport<V: PacketVisitor>(
     walk: &mut Walk<'_, V>,
     body: &Body<'_>,
 ) -> Result<Found, Undecodable> {
-    let Body { ip, captured, len, .. } = *body;
+    let Body { ip, captured, len, missing } = *body;
     let segment = Segment {
         src: ip.src,
         dst: ip.dst,
@@ -205,14 +205,16 @@ fn transport<V: PacketVisitor>(
         captured,
         len,
         verify: walk.verify,
-        cut: body.missing > 0,
+        cut: missing > 0,
     };
+    // Of the payload itself, without link-layer padding.
+    let cut_off = len.saturating_sub(captured.len());
     let carried = captured.get(..len).filter(|_| len != 0).unwrap_or(captured);
     match ip.protocol {
         proto::IPV4 | proto::IPV6 => {
-            Ok(enclosed(walk, body, tunnel::ip_in_ip(ip.protocol, carried)))
+            Ok(enclosed(walk, body, cut_off, tunnel::ip_in_ip(ip.protocol, carried, cut_off)))
         }
-        proto::GRE => Ok(enclosed(walk, body, tunnel::gre(carried))),
+        proto::GRE => Ok(enclosed(walk, body, cut_off, tunnel::gre(carried, cut_off))),
         proto::UDP => {
             let read = segment.read()?;
             let counted = count_read(walk, body, &read);
@@ -220,7 +222,7 @@ fn transport<V: PacketVisitor>(
                 && read.checksum == Checksum::Accepted
                 && tunnel::possible_over_udp(src_port, dst_port, read.payload)
             {
-                udp_tunnel(walk, counted, &read, body.missing);
+                udp_tunnel(walk, counted, &read, cut_off);
             }
             Ok(Found::Counted)
         }
@@ -262,12 +264,12 @@ fn count_other<V: PacketVisitor>(walk: &mut Walk<'_, V>, body: &Body<'_>) {
 fn enclosed<V: PacketVisitor>(
     walk: &mut Walk<'_, V>,
     body: &Body<'_>,
+    cut_off: usize,
     inside: Option<Step<'_>>,
 ) -> Found {
     let before = walk.counted;
     let found = match inside {
-        // Zeek takes the captured length for the length on the wire here.
-        Some(step) => walk.enter(step, 0),
+        Some(step) => walk.enter(step, cut_off, false),
         None => Found::Nothing,
     };
     if found == Found::Held {
@@ -283,14 +285,19 @@ fn udp_tunnel<V: PacketVisitor>(
     walk: &mut Walk<'_, V>,
     counted: Counted,
     read: &Read<'_>,
-    missing: usize,
+    cut_off: usize,
 ) {
     if counted.tunnel_refused {
         return;
     }
-    match tunnel::over_udp(counted.responder_port, read.payload) {
+    let is_gtp = tunnel::is_gtp_port(counted.responder_port);
+    if is_gtp && walk.in_gtp {
+        walk.visitor.refuse_tunnel();
+        return;
+    }
+    match tunnel::over_udp(counted.responder_port, read.payload, cut_off) {
         Enclosed::Step(step) => {
-            walk.enter(step, missing);
+            walk.enter(step, cut_off, is_gtp);
         }
         Enclosed::Nothing => {}
         Enclosed::Refused => walk.visitor.refuse_tunnel(),

@@ -420,6 +420,40 @@ fn a_udp_tunnel_shows_both_layers() {
     assert_eq!((seen.packets.len(), seen.refused), (1, 1));
 }
 
+#[test]
+fn gre_over_udp_and_mpls_over_gre() {
+    let inner = udp4(b"hello");
+    let seen = ethernet(&udp4_to(4754, &[&[0, 0, 8, 0], ip_of(&inner)].concat()));
+    assert_eq!(seen.packets.len(), 2);
+    assert_eq!(seen.packets[1].ports(), Some((1000, 2000)));
+    let labelled = [&[0, 0, 0x88, 0x47, 0, 0, 0x11, 64], ip_of(&inner)].concat();
+    let seen = ethernet(&in_ethernet(0x0800, &ipv4(47, &labelled)));
+    assert_eq!(seen.packets[0].ports(), Some((1000, 2000)));
+}
+
+#[test]
+fn gtp_is_not_looked_for_in_gtp() {
+    let gtp =
+        |inner: &[u8]| udp4_to(2152, &[&[0x30, 255, 0, 9, 0, 0, 0, 1], ip_of(inner)].concat());
+    let seen = ethernet(&gtp(&gtp(&udp4(b"hello"))));
+    assert_eq!((seen.packets.len(), seen.refused), (2, 1));
+}
+
+#[test]
+fn a_cut_tunnel_still_shows_what_it_carries() {
+    let inner = udp4(&[7; 400]);
+    for carrier in [
+        in_ethernet(0x0800, &ipv4(4, ip_of(&inner))),
+        in_ethernet(0x0800, &ipv4(47, &[&[0, 0, 8, 0], ip_of(&inner)].concat())),
+    ] {
+        let mut cut = frame(LinkType::ETHERNET, &carrier[..100]);
+        cut.wire_len = carrier.len() as u32;
+        let mut seen = Seen::default();
+        assert_eq!(decoder().decode(&cut, &mut seen), Ok(Decoded::Counted));
+        assert_eq!(seen.packets[0].ports(), Some((1000, 2000)));
+    }
+}
+
 /// The fragments of an IPv4 packet, each in its own Ethernet frame.
 fn fragments4(packet: &[u8], size: usize) -> Vec<Vec<u8>> {
     let (header, payload) = packet.split_at(20);

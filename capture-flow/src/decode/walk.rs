@@ -62,6 +62,8 @@ pub(super) struct Walk<'w, V> {
     owned: bool,
     /// Tunnels opened on the way here.
     tunnels: u8,
+    /// Whether the innermost of them is GTP.
+    pub(super) in_gtp: bool,
     /// Frames that brought the other fragments of the datagram being decoded; they go with the
     /// first packet counted from it.
     pub(super) earlier: Vec<HeldFrame>,
@@ -87,6 +89,7 @@ impl<'w, V: PacketVisitor> Walk<'w, V> {
             counted: 0,
             owned: false,
             tunnels: 0,
+            in_gtp: false,
             earlier: Vec::new(),
             held: HeldFrame {
                 ts: frame.ts,
@@ -139,20 +142,22 @@ impl<'w, V: PacketVisitor> Walk<'w, V> {
         found
     }
 
-    /// Follows what a tunnel carries. `on_wire_beyond` are the bytes cut off behind it.
+    /// Follows what a tunnel carries. The capture cut off `missing` bytes behind it.
     ///
     /// An inner frame that cannot be decoded is no loss: the packet around it is counted, and the
     /// reason is counted beside it.
-    pub(super) fn enter(&mut self, step: Step<'_>, on_wire_beyond: usize) -> Found {
+    pub(super) fn enter(&mut self, step: Step<'_>, missing: usize, is_gtp: bool) -> Found {
         if self.tunnels >= MAX_TUNNELS {
             self.inner.too_deep += 1;
             return Found::Nothing;
         }
         let link = std::mem::take(&mut self.link);
-        let missing = std::mem::replace(&mut self.missing, on_wire_beyond);
+        let missing = std::mem::replace(&mut self.missing, missing);
+        let in_gtp = std::mem::replace(&mut self.in_gtp, is_gtp);
         self.tunnels += 1;
         let found = self.walk(step);
         self.tunnels -= 1;
+        self.in_gtp = in_gtp;
         self.missing = missing;
         self.link = link;
         found.unwrap_or_else(|_| {

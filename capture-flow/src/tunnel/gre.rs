@@ -17,6 +17,8 @@ const ETHERNET_BRIDGING: u16 = 0x6558;
 const ERSPAN_1_2: u16 = 0x88be;
 const ERSPAN_3: u16 = 0x22eb;
 const PPTP: u16 = 0x880b;
+const MPLS: u16 = 0x8847;
+const MPLS_UPSTREAM: u16 = 0x8848;
 
 const ETHERNET_HEADER: usize = 14;
 const ERSPAN_2_HEADER: usize = 8;
@@ -25,8 +27,10 @@ const ERSPAN_3_SUBHEADER: usize = 8;
 /// PPP with HDLC-like framing.
 const PPP_HEADER: usize = 4;
 
-/// The packet in a GRE packet; `None` where there is none or the header is not understood.
-pub(crate) fn gre(bytes: &[u8]) -> Option<Step<'_>> {
+/// The packet in a GRE packet, of which `missing` bytes were cut off by the capture; `None` where
+/// there is none or the header is not understood.
+/// `missing` bytes of it were cut off by the capture.
+pub(crate) fn gre(bytes: &[u8], missing: usize) -> Option<Step<'_>> {
     let flags = be16(bytes, 0)?;
     let protocol = be16(bytes, 2)?;
     // Routing was taken out of the standard, and its length is not said in the fixed header.
@@ -38,7 +42,7 @@ pub(crate) fn gre(bytes: &[u8]) -> Option<Step<'_>> {
     let payload = bytes.get(header_len..)?;
     match flags & VERSION {
         0 => plain(protocol, flags, payload),
-        1 if protocol == PPTP => pptp(payload),
+        1 if protocol == PPTP => pptp(payload, missing),
         _ => None,
     }
 }
@@ -56,6 +60,7 @@ fn plain(protocol: u16, flags: u16, payload: &[u8]) -> Option<Step<'_>> {
             let subheader = byte(payload, ERSPAN_3_HEADER - 1)? & 1 != 0;
             ethernet(ERSPAN_3_HEADER + if subheader { ERSPAN_3_SUBHEADER } else { 0 })
         }
+        MPLS | MPLS_UPSTREAM => Some(Step::EtherType(protocol, payload)),
         _ if is_aruba(protocol) => Some(Step::Wireless(payload)),
         // Whatever the protocol field says, Zeek looks for an IP header.
         _ => Some(Step::Ip(payload)),
@@ -69,14 +74,14 @@ fn is_aruba(protocol: u16) -> bool {
     numbered || protocol == 0x9000
 }
 
-fn pptp(payload: &[u8]) -> Option<Step<'_>> {
+fn pptp(payload: &[u8], missing: usize) -> Option<Step<'_>> {
     let version = match be16(payload, 2)? {
         0x0021 => 4,
         0x0057 => 6,
         _ => return None,
     };
     let packet = payload.get(PPP_HEADER..)?;
-    is_whole_ip(version, packet).then_some(Step::Ip(packet))
+    is_whole_ip(version, packet, missing).then_some(Step::Ip(packet))
 }
 
 #[cfg(test)]
@@ -93,8 +98,8 @@ mod tests {
     #[test]
     fn optional_fields_are_skipped() {
         let bytes = packet(CHECKSUM | KEY | SEQUENCE, 0x0800, &[0; 12]);
-        assert!(matches!(gre(&bytes), Some(Step::Ip([]))));
-        assert!(gre(&bytes[..15]).is_none());
+        assert!(matches!(gre(&bytes, 0), Some(Step::Ip([]))));
+        assert!(gre(&bytes[..15], 0).is_none());
     }
 
     #[test]
@@ -104,14 +109,14 @@ mod tests {
         {
             let bytes = packet(flags, protocol, &vec![0; header + 20]);
             assert!(
-                matches!(gre(&bytes), Some(Step::Ethernet(frame)) if frame.len() == 20),
+                matches!(gre(&bytes, 0), Some(Step::Ethernet(frame)) if frame.len() == 20),
                 "{protocol:x}"
             );
         }
         let mut with_subheader = vec![0; 40];
         with_subheader[11] = 1;
         assert!(matches!(
-            gre(&packet(0, ERSPAN_3, &with_subheader)),
+            gre(&packet(0, ERSPAN_3, &with_subheader), 0),
             Some(Step::Ethernet(frame)) if frame.len() == 20
         ));
     }
@@ -122,17 +127,17 @@ mod tests {
         inner.resize(24, 0);
         let mut bytes = packet(KEY | SEQUENCE | 1, PPTP, &[0; 8]);
         bytes.extend(&inner);
-        assert!(matches!(gre(&bytes), Some(Step::Ip(ip)) if ip.len() == 20));
+        assert!(matches!(gre(&bytes, 0), Some(Step::Ip(ip)) if ip.len() == 20));
         bytes.push(0);
-        assert!(gre(&bytes).is_none());
+        assert!(gre(&bytes, 0).is_none());
     }
 
     #[test]
     fn what_is_not_understood_is_left_alone() {
-        assert!(gre(&packet(ROUTING, 0x0800, &[0; 40])).is_none());
-        assert!(gre(&packet(0x0008, 0x0800, &[0; 40])).is_none());
-        assert!(gre(&packet(2, 0x0800, &[0; 40])).is_none());
-        assert!(gre(&[]).is_none());
+        assert!(gre(&packet(ROUTING, 0x0800, &[0; 40]), 0).is_none());
+        assert!(gre(&packet(0x0008, 0x0800, &[0; 40]), 0).is_none());
+        assert!(gre(&packet(2, 0x0800, &[0; 40]), 0).is_none());
+        assert!(gre(&[], 0).is_none());
     }
 
     #[test]

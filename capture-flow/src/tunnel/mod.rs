@@ -9,7 +9,7 @@ mod gre;
 mod udp;
 
 pub(crate) use gre::gre;
-pub(crate) use udp::{over_udp, possible_over_udp};
+pub(crate) use udp::{is_gtp_port, over_udp, possible_over_udp};
 
 use crate::decode::bytes::{be16, byte};
 use crate::decode::transport::proto;
@@ -27,10 +27,10 @@ pub(crate) enum Enclosed<'a> {
 }
 
 /// The packet in IP-in-IP (protocol 4) or 6in4 (41). It must have the announced version and fill
-/// its carrier exactly.
-pub(crate) fn ip_in_ip(protocol: u8, bytes: &[u8]) -> Option<Step<'_>> {
+/// its carrier exactly. `missing` bytes of the carrier were cut off by the capture.
+pub(crate) fn ip_in_ip(protocol: u8, bytes: &[u8], missing: usize) -> Option<Step<'_>> {
     let version = if protocol == proto::IPV4 { 4 } else { 6 };
-    is_whole_ip(version, bytes).then_some(Step::Ip(bytes))
+    is_whole_ip(version, bytes, missing).then_some(Step::Ip(bytes))
 }
 
 /// How the length an IP header claims compares with the bytes that are there.
@@ -43,7 +43,7 @@ enum Fit {
     No,
 }
 
-fn ip_fit(version: u8, bytes: &[u8]) -> Fit {
+fn ip_fit(version: u8, bytes: &[u8], missing: usize) -> Fit {
     let fixed = if version == 4 { 20 } else { 40 };
     if bytes.len() < fixed || byte(bytes, 0).map(|first| first >> 4) != Some(version) {
         return Fit::No;
@@ -52,15 +52,16 @@ fn ip_fit(version: u8, bytes: &[u8]) -> Fit {
         4 => be16(bytes, 2).map(usize::from),
         _ => be16(bytes, 4).map(|len| usize::from(len) + 40),
     };
+    let on_wire = bytes.len().saturating_add(missing);
     match claimed {
-        Some(claimed) if claimed == bytes.len() => Fit::Exact,
-        Some(claimed) if claimed < bytes.len() => Fit::Loose,
+        Some(claimed) if claimed == on_wire => Fit::Exact,
+        Some(claimed) if claimed < on_wire => Fit::Loose,
         _ => Fit::No,
     }
 }
 
-fn is_whole_ip(version: u8, bytes: &[u8]) -> bool {
-    ip_fit(version, bytes) == Fit::Exact
+fn is_whole_ip(version: u8, bytes: &[u8], missing: usize) -> bool {
+    ip_fit(version, bytes, missing) == Fit::Exact
 }
 
 #[cfg(test)]
@@ -71,14 +72,15 @@ mod tests {
     fn inner_ip_must_fill_its_carrier() {
         let mut bytes = vec![0x45, 0, 0, 24];
         bytes.resize(24, 0);
-        assert!(ip_in_ip(4, &bytes).is_some());
-        assert!(ip_in_ip(41, &bytes).is_none());
+        assert!(ip_in_ip(4, &bytes, 0).is_some());
+        assert!(ip_in_ip(41, &bytes, 0).is_none());
         bytes.push(0);
-        assert!(ip_in_ip(4, &bytes).is_none());
-        assert!(ip_in_ip(4, &bytes[..23]).is_none());
+        assert!(ip_in_ip(4, &bytes, 0).is_none());
+        assert!(ip_in_ip(4, &bytes[..23], 0).is_none());
+        assert!(ip_in_ip(4, &bytes[..23], 1).is_some(), "the capture cut a byte off");
         let mut bytes = vec![0x60, 0, 0, 0, 0, 2];
         bytes.resize(42, 0);
-        assert!(ip_in_ip(41, &bytes).is_some());
-        assert!(ip_in_ip(41, &bytes[..41]).is_none());
+        assert!(ip_in_ip(41, &bytes, 0).is_some());
+        assert!(ip_in_ip(41, &bytes[..41], 0).is_none());
     }
 }

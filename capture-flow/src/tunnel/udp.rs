@@ -1,7 +1,7 @@
-//! Tunnels over UDP: VXLAN (RFC 7348), GENEVE (RFC 8926), GTP-U (3GPP TS 29.281), Teredo
-//! (RFC 4380) and AYIYA.
+//! Tunnels over UDP: VXLAN (RFC 7348), GENEVE (RFC 8926), GTP-U (3GPP TS 29.281), GRE
+//! (RFC 8086), Teredo (RFC 4380) and AYIYA.
 
-use super::{Enclosed, Fit, ip_fit, is_whole_ip};
+use super::{Enclosed, Fit, gre, ip_fit, is_whole_ip};
 use crate::decode::bytes::{be16, byte};
 use crate::decode::transport::proto;
 use crate::decode::walk::Step;
@@ -9,12 +9,18 @@ use crate::decode::walk::Step;
 const GTP_C: u16 = 2123;
 const GTP_U: u16 = 2152;
 const TEREDO: u16 = 3544;
+const GRE: u16 = 4754;
 const VXLAN: u16 = 4789;
 const AYIYA: u16 = 5072;
 const GENEVE: u16 = 6081;
 
 const fn is_tunnel_port(port: u16) -> bool {
-    matches!(port, GTP_C | GTP_U | TEREDO | VXLAN | AYIYA | GENEVE)
+    matches!(port, GTP_C | GTP_U | TEREDO | GRE | VXLAN | AYIYA | GENEVE)
+}
+
+/// GTP is never carried in GTP, so what is on its port there is something else.
+pub(crate) const fn is_gtp_port(port: u16) -> bool {
+    matches!(port, GTP_C | GTP_U)
 }
 
 /// Whether a UDP packet may carry a tunnel, so that it needs the full decoder. Cheap, and never
@@ -27,15 +33,17 @@ pub(crate) fn possible_over_udp(src_port: u16, dst_port: u16, payload: &[u8]) ->
         || looks_like_teredo(payload)
 }
 
-/// What a UDP payload carries, given the port of the session's responder.
-pub(crate) fn over_udp(responder_port: u16, payload: &[u8]) -> Enclosed<'_> {
+/// What a UDP payload carries, given the port of the session's responder. `missing` bytes of it
+/// were cut off by the capture.
+pub(crate) fn over_udp(responder_port: u16, payload: &[u8], missing: usize) -> Enclosed<'_> {
     match responder_port {
         VXLAN => vxlan(payload),
         GENEVE => geneve(payload),
-        GTP_C | GTP_U => gtp(payload),
-        TEREDO => teredo(payload),
+        GRE => gre(payload, missing).map_or(Enclosed::Nothing, Enclosed::Step),
+        GTP_C | GTP_U => gtp(payload, missing),
+        TEREDO => teredo(payload, missing),
         AYIYA => ayiya(payload),
-        _ if looks_like_teredo(payload) => teredo(payload),
+        _ if looks_like_teredo(payload) => teredo(payload, missing),
         _ if looks_like_ayiya(payload) => ayiya(payload),
         _ => Enclosed::Nothing,
     }
@@ -79,7 +87,7 @@ fn geneve(bytes: &[u8]) -> Enclosed<'_> {
 }
 
 /// GTP version 1; only user data (message type 255) carries a packet.
-fn gtp(bytes: &[u8]) -> Enclosed<'_> {
+fn gtp(bytes: &[u8], missing: usize) -> Enclosed<'_> {
     const USER_DATA: u8 = 255;
     const HAS_OPTIONS: u8 = 0x07;
     const HAS_EXTENSIONS: u8 = 0x04;
@@ -117,16 +125,18 @@ fn gtp(bytes: &[u8]) -> Enclosed<'_> {
         return Enclosed::Refused;
     };
     match byte(inner, 0).map(|first| first >> 4) {
-        Some(version @ (4 | 6)) if is_whole_ip(version, inner) => Enclosed::Step(Step::Ip(inner)),
+        Some(version @ (4 | 6)) if is_whole_ip(version, inner, missing) => {
+            Enclosed::Step(Step::Ip(inner))
+        }
         _ => Enclosed::Refused,
     }
 }
 
-fn teredo(bytes: &[u8]) -> Enclosed<'_> {
+fn teredo(bytes: &[u8], missing: usize) -> Enclosed<'_> {
     let Some(inner) = behind_teredo_headers(bytes) else {
         return Enclosed::Refused;
     };
-    match ip_fit(6, inner) {
+    match ip_fit(6, inner, missing) {
         Fit::Exact => Enclosed::Step(Step::Ip(inner)),
         // A bubble (no next header, no payload) may have something behind it.
         Fit::Loose if byte(inner, 6) == Some(proto::NO_NEXT) && be16(inner, 4) == Some(0) => {
@@ -236,33 +246,33 @@ mod tests {
         let mut bytes = vec![0x34, 255, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0xc0];
         bytes.extend([1, 0, 0, 0x85, 1, 0, 0, 0]);
         bytes.extend(ipv6(59, b""));
-        assert!(is_ip(gtp(&bytes), 40));
+        assert!(is_ip(gtp(&bytes, 0), 40));
         bytes[12] = 0;
-        assert!(matches!(gtp(&bytes), Enclosed::Refused));
+        assert!(matches!(gtp(&bytes, 0), Enclosed::Refused));
     }
 
     #[test]
     fn gtp_signalling_carries_nothing() {
-        assert!(matches!(gtp(&[0x30, 1, 0, 0, 0, 0, 0, 1]), Enclosed::Nothing));
-        assert!(matches!(gtp(&[0x48, 32, 0, 0, 0, 0, 0, 1]), Enclosed::Refused));
+        assert!(matches!(gtp(&[0x30, 1, 0, 0, 0, 0, 0, 1], 0), Enclosed::Nothing));
+        assert!(matches!(gtp(&[0x48, 32, 0, 0, 0, 0, 0, 1], 0), Enclosed::Refused));
     }
 
     #[test]
     fn teredo_headers_come_in_order() {
         let inner = ipv6(59, b"");
-        assert!(is_ip(teredo(&inner), 40));
+        assert!(is_ip(teredo(&inner, 0), 40));
         let mut bytes = vec![0, 0, 1, 2, 3, 4, 5, 6];
         bytes.extend(&inner);
-        assert!(is_ip(teredo(&bytes), 40) && looks_like_teredo(&bytes));
+        assert!(is_ip(teredo(&bytes, 0), 40) && looks_like_teredo(&bytes));
         let mut with_auth = vec![0, 1, 2, 1, 0, 0, 0];
         with_auth.extend([0; 9]);
         with_auth.extend(&bytes);
-        assert!(is_ip(teredo(&with_auth), 40) && looks_like_teredo(&with_auth));
+        assert!(is_ip(teredo(&with_auth, 0), 40) && looks_like_teredo(&with_auth));
         let mut loose = inner;
         loose.push(0);
-        assert!(is_ip(teredo(&loose), 41), "a bubble with something behind it");
+        assert!(is_ip(teredo(&loose, 0), 41), "a bubble with something behind it");
         loose[6] = 17;
-        assert!(matches!(teredo(&loose), Enclosed::Refused));
+        assert!(matches!(teredo(&loose, 0), Enclosed::Refused));
     }
 
     #[test]
@@ -270,7 +280,7 @@ mod tests {
         let mut bytes = vec![0x44, 0x52, 0x11, 41, 0, 0, 0, 0];
         bytes.extend([0; 16 + 20]);
         bytes.extend(ipv6(59, b""));
-        assert!(is_ip(over_udp(9, &bytes), 40));
+        assert!(is_ip(over_udp(9, &bytes, 0), 40));
         assert!(matches!(ayiya(&bytes[..40]), Enclosed::Refused));
         bytes[2] = 0x10;
         assert!(matches!(ayiya(&bytes), Enclosed::Nothing));
