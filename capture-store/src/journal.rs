@@ -22,7 +22,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use capture_flow::frame::{LinkType, PcapPosition};
 use capture_flow::key::FlowHash;
@@ -227,6 +227,8 @@ impl Journal {
             return None;
         };
         hash.store(flow.0.to_le(), Ordering::Relaxed);
+        // A slot of a killed process has its kind only if it has its hash.
+        compiler_fence(Ordering::Release);
         kind_word.store(kind.to_le(), Ordering::Relaxed);
         let number = self.slots;
         self.low = low;
@@ -379,14 +381,6 @@ impl Snapshot {
             word != 0
         })?;
         Ok(Self { fixed, progress, notes })
-    }
-
-    /// Reads only what does not grow with the segment.
-    pub(crate) fn read_header(path: &Path) -> Result<(Fixed, u64), JournalError> {
-        let file = File::open(path)?;
-        let fixed = read_fixed(&file, file.metadata()?.len())?;
-        let committed = read_words(&file, counter::COMMITTED, 1)?;
-        Ok((fixed, committed.first().copied().unwrap_or(0).min(fixed.pcap_bytes)))
     }
 }
 

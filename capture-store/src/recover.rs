@@ -1,11 +1,24 @@
 //! What a new start does about what the last run left open.
+//!
+//! Every step leaves the store in a state from which the next start goes on, so a recovery that
+//! is killed is simply repeated: a segment counts as sealed once its index exists, and its
+//! journal is removed last; an open tail is removed only when its Parquet file is there.
 
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use capture_flow::time::Nanos;
 use serde::{Deserialize, Serialize};
 
+use crate::index::{self, IndexHeader};
+use crate::journal::{self, Notes, Snapshot};
+use crate::layout::{self, TEMPORARY};
+use crate::pcap::{FILE_HEADER_LEN, ReadError, SegmentReader};
+use crate::segment::{INDEX, JOURNAL, PCAP, finish_files};
+use crate::sessions::{PendingSeal, partitions, sealed_names};
 use crate::store::Store;
+use crate::time::now;
 
 /// What was recovered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +29,8 @@ pub struct RecoveryReport {
     pub frames: u64,
     /// Bytes of packets in them, headers included.
     pub bytes: u64,
+    /// Frames that were whole although their batch had not been committed; among `frames`.
+    pub uncommitted_frames: u64,
     /// Bytes that the journals had committed but that are not there: only a power loss or a
     /// damaged disk takes them.
     pub bytes_lost: u64,
@@ -46,8 +61,225 @@ impl RecoveryReport {
     pub fn was_unclean(&self) -> bool {
         self.segments > 0 || self.live_files > 0 || !self.left.is_empty()
     }
+
+    fn saw(&mut self, at: Nanos) {
+        self.last_sign = Some(self.last_sign.map_or(at, |last| last.max(at)));
+    }
+
+    fn leave(&mut self, path: &Path, why: impl std::fmt::Display) {
+        tracing::warn!("{} cannot be recovered: {why}", path.display());
+        self.left.push(format!("{}: {why}", path.display()));
+    }
 }
 
-pub(crate) fn recover(_store: &Store) -> io::Result<RecoveryReport> {
-    Ok(RecoveryReport::default())
+/// Seals whatever is open. Only the holder of the store's lock may call it.
+pub(crate) fn recover(store: &Store) -> io::Result<RecoveryReport> {
+    let mut report = RecoveryReport { recovered_at: Some(now()), ..RecoveryReport::default() };
+    let layout = store.layout();
+    for name in layout::names_in(&layout.pcap())? {
+        if let Some(worker) = layout::worker_of(&name) {
+            recover_worker(worker, &layout.worker(worker), &mut report)?;
+        }
+    }
+    recover_sessions(store, &mut report)?;
+    for dir in [layout.root().to_owned(), layout.ledger(&store.identity().sensor)] {
+        remove_temporary(&dir, &mut report)?;
+    }
+    Ok(report)
+}
+
+fn remove_temporary(dir: &Path, report: &mut RecoveryReport) -> io::Result<()> {
+    for name in layout::names_in(dir)? {
+        if name.ends_with(TEMPORARY) {
+            report.removed += u64::from(layout::remove_if_there(&dir.join(name))?);
+        }
+    }
+    Ok(())
+}
+
+fn recover_worker(worker: u16, dir: &Path, report: &mut RecoveryReport) -> io::Result<()> {
+    remove_temporary(dir, report)?;
+    let names = layout::names_in(dir)?;
+    let sequences_with = |extension: &str| -> Vec<u64> {
+        let parsed = names.iter().filter_map(|name| layout::parse_segment_name(name));
+        parsed.filter(|(_, found)| *found == extension).map(|(sequence, _)| sequence).collect()
+    };
+    let (packets, sealed, journals) =
+        (sequences_with(PCAP), sequences_with(INDEX), sequences_with(JOURNAL));
+    for sequence in &journals {
+        // Sealed but for this last step, or made before its segment was.
+        if sealed.contains(sequence) || !packets.contains(sequence) {
+            let path = dir.join(layout::segment_name(*sequence, JOURNAL));
+            report.removed += u64::from(layout::remove_if_there(&path)?);
+        }
+    }
+    // A retirement that was killed between its two steps; the newest name must stay.
+    let newest = names.iter().filter_map(|name| layout::parse_segment_name(name)).max();
+    for sequence in &sealed {
+        if !packets.contains(sequence) && newest.is_some_and(|(newest, _)| newest > *sequence) {
+            let path = dir.join(layout::segment_name(*sequence, INDEX));
+            report.removed += u64::from(layout::remove_if_there(&path)?);
+        }
+    }
+    for sequence in packets {
+        if !sealed.contains(&sequence) {
+            let place = Place::new(worker, sequence, dir);
+            if let Err(error) = recover_segment(&place, report) {
+                report.leave(&place.pcap, error);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An unsealed segment.
+struct Place {
+    worker: u16,
+    sequence: u64,
+    pcap: PathBuf,
+    journal: PathBuf,
+}
+
+impl Place {
+    fn new(worker: u16, sequence: u64, dir: &Path) -> Self {
+        let path = |extension| dir.join(layout::segment_name(sequence, extension));
+        Self { worker, sequence, pcap: path(PCAP), journal: path(JOURNAL) }
+    }
+}
+
+/// What a scan over a segment's records finds.
+struct Found {
+    end: u64,
+    frames: u64,
+    uncommitted: u64,
+    first_ts: Nanos,
+    last_ts: Nanos,
+}
+
+fn recover_segment(place: &Place, report: &mut RecoveryReport) -> Result<(), ReadError> {
+    // Without a usable journal the records still tell where the segment ends.
+    let journal = Snapshot::read(&place.journal, None).ok();
+    let committed = journal.as_ref().map_or(0, |journal| journal.progress.committed);
+    let reader = match SegmentReader::open(&place.pcap, u64::MAX) {
+        Ok(reader) => reader,
+        // Created, and killed before its header was there.
+        Err(ReadError::NotPcap) if committed <= FILE_HEADER_LEN as u64 => {
+            return Ok(remove_empty(place, report)?);
+        }
+        Err(error) => return Err(error),
+    };
+    let found = scan(&reader, committed)?;
+    if found.frames == 0 && committed <= FILE_HEADER_LEN as u64 {
+        return Ok(remove_empty(place, report)?);
+    }
+    // Notes of frames behind the committed end, too, as far as the frames are there.
+    let notes = match &journal {
+        Some(_) => Snapshot::read(&place.journal, Some(found.end)).map(|journal| journal.notes),
+        None => Ok(Notes::default()),
+    };
+    let (notes, complete) = notes.map_or((Notes::default(), false), |notes| (notes, true));
+    let unnoted = match &journal {
+        // Its last batch was recorded but perhaps not noted yet.
+        Some(journal) if complete => journal.progress.unnoted.saturating_add(found.uncommitted),
+        _ => found.frames,
+    };
+    let header = IndexHeader {
+        worker: place.worker,
+        sequence: place.sequence,
+        link_type: reader.header().link_type,
+        snaplen: reader.header().snaplen,
+        created: journal.as_ref().map_or_else(now, |journal| journal.fixed.created),
+        pcap_len: found.end,
+        frames: found.frames,
+        first_ts: found.first_ts,
+        last_ts: found.last_ts,
+        unnoted,
+        recovered: true,
+    };
+    let index = index::encode(&header, notes);
+    let file = OpenOptions::new().read(true).write(true).open(&place.pcap)?;
+    let torn = committed.saturating_sub(found.end);
+    if torn > 0 {
+        // Only a power loss leaves holes. What lies behind the first one is no part of a readable
+        // segment any more, but somebody may still want it.
+        keep_aside(&file, found.end, torn, &place.pcap.with_extension("damaged"))?;
+    }
+    finish_files(&file, &place.pcap, &place.journal, &header, &index, true)?;
+    report.segments += 1;
+    report.frames += found.frames;
+    report.bytes += found.end;
+    report.uncommitted_frames += found.uncommitted;
+    report.bytes_lost += torn;
+    report.rebooted |=
+        journal.as_ref().is_some_and(|journal| journal.fixed.boot_id != journal::boot_id());
+    if found.frames > 0 {
+        report.saw(found.last_ts);
+    }
+    Ok(())
+}
+
+fn scan(reader: &SegmentReader, committed: u64) -> Result<Found, ReadError> {
+    let mut found = Found {
+        end: FILE_HEADER_LEN as u64,
+        frames: 0,
+        uncommitted: 0,
+        first_ts: Nanos::MAX,
+        last_ts: Nanos::MIN,
+    };
+    found.end = reader.scan(|offset, record, _| {
+        found.frames += 1;
+        found.uncommitted += u64::from(u64::from(offset) >= committed);
+        found.first_ts = found.first_ts.min(record.ts());
+        found.last_ts = found.last_ts.max(record.ts());
+        true
+    })?;
+    Ok(found)
+}
+
+/// Copies a part of a file into one of its own.
+fn keep_aside(mut file: &File, from: u64, bytes: u64, to: &Path) -> io::Result<()> {
+    layout::remove_if_there(to)?;
+    let mut aside = layout::create_new(to)?;
+    file.seek(SeekFrom::Start(from))?;
+    io::copy(&mut file.take(bytes), &mut aside)?;
+    aside.sync_all()
+}
+
+fn remove_empty(place: &Place, report: &mut RecoveryReport) -> io::Result<()> {
+    report.removed += u64::from(layout::remove_if_there(&place.pcap)?);
+    report.removed += u64::from(layout::remove_if_there(&place.journal)?);
+    Ok(())
+}
+
+fn recover_sessions(store: &Store, report: &mut RecoveryReport) -> io::Result<()> {
+    let layout = store.layout();
+    // A killed sealing leaves its temporary file in the partition.
+    for sensor in partitions(&layout.sessions(), "sensor=")? {
+        for date in partitions(&sensor, "date=")? {
+            for hour in partitions(&date, "hour=")? {
+                remove_temporary(&hour, report)?;
+            }
+        }
+    }
+    let sealed = sealed_names(layout)?;
+    let live = layout.live();
+    for name in layout::names_in(&live)? {
+        let Some(stem) = name.strip_suffix(".arrows") else { continue };
+        let path = live.join(&name);
+        if sealed.contains_key(stem) {
+            report.removed += u64::from(layout::remove_if_there(&path)?);
+            continue;
+        }
+        match PendingSeal::new(layout, &store.identity().sensor, path.clone()).seal() {
+            Ok(Some(sealed)) => {
+                report.live_files += 1;
+                report.rows += sealed.rows;
+                report.torn_bytes += sealed.torn_bytes;
+                report.saw(sealed.last_flushed_at);
+            }
+            Ok(None) => report.removed += 1,
+            Err(error) => report.leave(&path, error),
+        }
+    }
+    Ok(())
 }

@@ -19,4 +19,5 @@ pub use scan::{Scan, ScanError, ScanReport, TornTail, scan};
 pub use schema::{column_names, schema};
 pub use seal::{PendingSeal, SealSessionsError, SealedSessions};
 
-pub(crate) use seal::sealed_names;
+pub(crate) use scan::extent;
+pub(crate) use seal::{partitions, sealed_names};

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use arrow::array::{AsArray, BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
@@ -196,21 +196,37 @@ impl<'a> Plan<'a> {
     /// Whether a row group can hold a row within the window, by its statistics.
     fn may_overlap(&self, group: &RowGroupMetaData) -> bool {
         let Some((from, to)) = self.what.window else { return true };
-        let statistics = |name: &str| {
-            let column = group.columns().iter().find(|c| c.column_path().string() == name)?;
-            match column.statistics()? {
-                Statistics::Int64(values) => Some((*values.min_opt()?, *values.max_opt()?)),
-                _ => None,
-            }
-        };
-        let begins = statistics("ts").is_none_or(|(earliest, _)| earliest <= to.0);
-        let ends = statistics("last_ts").is_none_or(|(_, latest)| latest >= from.0);
+        let begins = bounds(group, "ts").is_none_or(|(earliest, _)| earliest <= to.0);
+        let ends = bounds(group, "last_ts").is_none_or(|(_, latest)| latest >= from.0);
         begins && ends
     }
 }
 
+/// The least and the greatest value of a column of 64-bit numbers in a row group.
+fn bounds(group: &RowGroupMetaData, name: &str) -> Option<(i64, i64)> {
+    let column = group.columns().iter().find(|c| c.column_path().string() == name)?;
+    match column.statistics()? {
+        Statistics::Int64(values) => Some((*values.min_opt()?, *values.max_opt()?)),
+        _ => None,
+    }
+}
+
+/// Rows of a Parquet file, its earliest `ts` and its latest `last_ts`; `None` where it cannot be
+/// read.
+pub(crate) fn extent(path: &Path) -> Option<(u64, Nanos, Nanos)> {
+    let file = File::open(path).ok()?;
+    let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(file)).ok()?;
+    let mut extent = (0_u64, Nanos::MAX, Nanos::MIN);
+    for group in builder.metadata().row_groups() {
+        extent.0 = extent.0.saturating_add(u64::try_from(group.num_rows()).ok()?);
+        extent.1 = extent.1.min(Nanos(bounds(group, "ts")?.0));
+        extent.2 = extent.2.max(Nanos(bounds(group, "last_ts")?.1));
+    }
+    Some(extent)
+}
+
 fn read_sealed(
-    path: &PathBuf,
+    path: &Path,
     plan: &Plan<'_>,
     report: &mut ScanReport,
     visit: &mut impl FnMut(RecordBatch) -> ControlFlow<()>,
