@@ -151,8 +151,9 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Replaces a file's content so that a reader sees the old or the new one, whole.
-pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+/// Replaces a file's content so that a reader sees the old or the new one, whole; with `sync`
+/// also after a power loss.
+pub(crate) fn write_whole(path: &Path, content: &[u8], sync: bool) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(TEMPORARY);
     let temporary = path.with_file_name(name);
@@ -160,7 +161,9 @@ pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     let written = (|| {
         let mut file = create_new(&temporary)?;
         file.write_all(content)?;
-        file.sync_all()?;
+        if sync {
+            file.sync_all()?;
+        }
         std::fs::rename(&temporary, path)
     })();
     if written.is_err() {
@@ -168,7 +171,10 @@ pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
         let _ = remove_if_there(&temporary);
     }
     written?;
-    path.parent().map_or(Ok(()), sync_dir)
+    match path.parent() {
+        Some(dir) if sync => sync_dir(dir),
+        _ => Ok(()),
+    }
 }
 
 /// Removes a file; not being there is fine.
@@ -239,8 +245,8 @@ mod tests {
     fn whole_files_replace_each_other_and_leave_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
-        write_whole(&path, b"one").unwrap();
-        write_whole(&path, b"two").unwrap();
+        write_whole(&path, b"one", true).unwrap();
+        write_whole(&path, b"two", false).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(names_in(dir.path()).unwrap(), ["a.json"]);
     }

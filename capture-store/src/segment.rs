@@ -458,7 +458,7 @@ pub(crate) fn finish_files(
     if sync {
         packets.sync_all()?;
     }
-    layout::write_whole(&pcap_path.with_extension(INDEX), index)?;
+    layout::write_whole(&pcap_path.with_extension(INDEX), index, sync)?;
     layout::remove_if_there(journal_path)?;
     Ok(())
 }

@@ -430,7 +430,7 @@ fn create_identity(path: &Path, sensor: Option<&str>) -> Result<Identity, OpenEr
     let identity = Identity::new(&named).and_then(|identity| {
         let mut text = serde_json::to_vec_pretty(&identity)?;
         text.push(b'\n');
-        layout::write_whole(&file, &text)?;
+        layout::write_whole(&file, &text, true)?;
         Ok(identity)
     });
     identity.map_err(|error| OpenError::io("write", &file, error))

@@ -1,0 +1,448 @@
+//! The session log from rows to answers, through the public interface.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::IpAddr;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use capture_flow::frame::{IfaceId, PcapPosition};
+use capture_flow::key::{Address, FlowHasher, MacAddr, Protocol, SessionKey};
+use capture_flow::record::{
+    ConnState, History, RowReason, Service, ServiceDetail, SessionRecord, Side, Uid,
+};
+use capture_flow::time::{Nanos, NanosDelta};
+use capture_store::retention::{Budgets, retire};
+use capture_store::sessions::{
+    LogPolicy, RowNames, Scan, ScanReport, SessionLog, SessionRow, column_names, scan,
+};
+use capture_store::{OwnedStore, RowLossReason, RunId, Store};
+use proptest::prelude::*;
+
+const HOUR: i64 = 3_600_000_000_000;
+const START: i64 = 1_170_396_000_000_000_000; // 2007-02-02T06:00:00Z
+
+fn run() -> RunId {
+    RunId::parse("20070202T060000Z-0badcafe").unwrap()
+}
+
+fn small_store(dir: &Path) -> OwnedStore {
+    OwnedStore::open_or_create(&dir.join("store"), Some("test")).unwrap()
+}
+
+fn side(addr: &str, port: u16) -> Side {
+    Side {
+        addr: Address::Ip(addr.parse().unwrap()),
+        port,
+        l2_addr: Some(MacAddr([2, 0, 0, 0, 0, 1])),
+        bytes: Some(100),
+        pkts: 3,
+        ip_bytes: 220,
+        local: Some(true),
+    }
+}
+
+fn record(number: u64, ts: i64) -> SessionRecord {
+    let mut history = History::default();
+    b"ShADadFf".iter().for_each(|letter| history.push(*letter));
+    SessionRecord {
+        uid: Uid(u128::from(number)),
+        iface: IfaceId(0),
+        ts: Nanos(ts),
+        last_ts: Nanos(ts + 1_000_000_000),
+        duration: Some(NanosDelta(1_000_000_000)),
+        orig: side(&format!("10.0.{}.{}", number / 250, number % 250), 40_000),
+        resp: side("2001:db8::1", 443),
+        protocol: Protocol::TCP,
+        service: Some(Service::Tls),
+        detail: Some(Box::new(ServiceDetail {
+            server_name: Some("example.org".into()),
+            alpn: None,
+        })),
+        conn_state: ConnState::SF,
+        history,
+        missed_bytes: 0,
+        vlan: Some(7),
+        inner_vlan: None,
+        tunnel_parents: Some([Uid(1), Uid(2)].into()),
+        direction_certain: true,
+        update: 0,
+        reason: RowReason::Closed,
+        frames: 6,
+        frame_bytes: 500,
+        pcap_first: Some(PcapPosition { worker: 1, segment: 2, offset: 24 }),
+        pcap_last: None,
+        flushed_at: Nanos(ts + 2_000_000_000),
+    }
+}
+
+fn collect(store: &Store, what: &Scan) -> (Vec<SessionRow<'static>>, ScanReport) {
+    let mut rows = Vec::new();
+    let report = scan(store, what, |batch| {
+        SessionRow::for_each(&batch, |row| rows.push(row.into_owned())).unwrap();
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    (rows, report)
+}
+
+fn uids(store: &Store, what: &Scan) -> BTreeSet<String> {
+    let (rows, report) = collect(store, what);
+    assert_eq!(report.damaged, []);
+    let uids: BTreeSet<_> = rows.iter().map(|row| row.uid.to_string()).collect();
+    assert_eq!(uids.len(), rows.len(), "no row comes twice");
+    uids
+}
+
+fn live_file(store: &Store) -> PathBuf {
+    let mut files = fs::read_dir(store.layout().live()).unwrap();
+    files.next().unwrap().unwrap().path()
+}
+
+#[test]
+fn rows_are_read_from_the_tail_and_then_from_parquet() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let mut log = SessionLog::new(&store, &run(), LogPolicy::default());
+    let all: BTreeSet<String> = (0..10).map(|n| Uid(n).to_string()).collect();
+    for number in 0..10 {
+        log.append(&record(number, START + number as i64), "eth0").unwrap();
+        assert_eq!(log.commit().unwrap(), 1);
+    }
+    let reader = Store::open(store.layout().root()).unwrap();
+    assert_eq!(uids(&reader, &Scan::default()), all);
+    assert!(log.take_due(Nanos(START + HOUR - 1)).is_empty());
+    let due = log.take_due(Nanos(START + HOUR));
+    assert_eq!(due.len(), 1);
+    assert_eq!(uids(&reader, &Scan::default()), all, "between rotation and sealing");
+    let tail = due[0].path().to_owned();
+    let bytes = fs::read(&tail).unwrap();
+    let sealed = due[0].seal().unwrap().unwrap();
+    assert_eq!(sealed.rows, 10);
+    assert!(sealed.file.path.starts_with("sessions/sensor=test/date=2007-02-02/hour=06/2007"));
+    let parquet = fs::read(store.layout().root().join(&sealed.file.path)).unwrap();
+    assert_eq!(sealed.file.blake3, Some(blake3::hash(&parquet).to_hex().to_string()));
+    assert_eq!(uids(&reader, &Scan::default()), all);
+    // A sealing that was killed before it removed the tail: no row twice, and the next start
+    // cleans up.
+    fs::write(&tail, bytes).unwrap();
+    assert_eq!(uids(&reader, &Scan::default()), all);
+    drop(store);
+    let store = small_store(dir.path());
+    assert_eq!((store.recovery().removed, store.recovery().was_unclean()), (1, false));
+    assert_eq!(uids(store.store(), &Scan::default()), all);
+}
+
+#[test]
+fn a_row_comes_back_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let mut log = SessionLog::new(&store, &run(), LogPolicy::default());
+    let record = record(77, START);
+    log.append(&record, "eth0").unwrap();
+    log.commit().unwrap();
+    let names = RowNames { sensor: "test", iface: "eth0", community_id_seed: 0 };
+    let (rows, _) = collect(store.store(), &Scan::default());
+    assert_eq!(rows, [SessionRow::of(&record, &names)]);
+    assert_eq!(rows[0].resp_h, "2001:db8::1");
+    assert_eq!(rows[0].server_name.as_deref(), Some("example.org"));
+    assert_eq!(rows[0].tunnel_parents.len(), 2);
+    // The way to its packets.
+    let end = |side: &Side| (side.addr, side.port);
+    let key = SessionKey::of_ends(end(&record.orig), end(&record.resp), record.protocol, (7, 0));
+    assert_eq!(rows[0].key(true), Some(key));
+    let hasher = FlowHasher::new(store.identity().hash_seed());
+    assert_ne!(hasher.hash(&key), hasher.hash(&rows[0].key(false).unwrap()));
+}
+
+#[test]
+fn a_file_holds_one_hour_and_not_too_many_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let policy = LogPolicy { seal_rows: 4, ..LogPolicy::default() };
+    let mut log = SessionLog::new(&store, &run(), policy);
+    for number in 0..20 {
+        log.append(&record(number, START + number as i64 / 10 * HOUR), "eth0").unwrap();
+        if number % 2 == 1 {
+            log.commit().unwrap();
+        }
+    }
+    let (committed, pending) = log.close().unwrap();
+    assert_eq!((committed, pending.len()), (0, 6));
+    let rows: Vec<(u64, bool)> = pending
+        .iter()
+        .map(|seal| seal.seal().unwrap().unwrap())
+        .map(|sealed| (sealed.rows, sealed.file.path.contains("/hour=06/")))
+        .collect();
+    assert_eq!(rows, [(4, true), (4, true), (2, true), (4, false), (4, false), (2, false)]);
+    assert_eq!(uids(store.store(), &Scan::default()).len(), 20);
+}
+
+#[test]
+fn a_window_finds_what_overlaps_it_and_skips_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let mut log = SessionLog::new(&store, &run(), LogPolicy::default());
+    for number in 0..48 {
+        log.append(&record(number, START + number as i64 * HOUR / 2), "eth0").unwrap();
+    }
+    let (_, pending) = log.close().unwrap();
+    pending.iter().for_each(|seal| drop(seal.seal().unwrap()));
+    let ask = |from: i64, to: i64| Scan {
+        window: Some((Nanos(from), Nanos(to))),
+        columns: Some(vec!["uid".to_owned(), "orig_h".to_owned()]),
+        ..Scan::default()
+    };
+    for (from, to, expected) in [
+        (START, START, vec![0]),
+        (START + 1_000_000_000, START + 1_000_000_000, vec![0]),
+        (START + 1_000_000_001, START + HOUR / 2 - 1, vec![]),
+        (START + HOUR, START + 2 * HOUR, vec![2, 3, 4]),
+    ] {
+        let mut found = Vec::new();
+        let report = scan(store.store(), &ask(from, to), |batch| {
+            assert_eq!(batch.num_columns(), 2);
+            assert_eq!(batch.schema().field(0).name(), "uid");
+            found.push(batch.num_rows());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(report.rows, expected.len() as u64);
+        assert_eq!((report.files, report.row_groups), (24, 24));
+        assert!(report.row_groups_skipped >= 21, "{report:?}");
+    }
+}
+
+#[test]
+fn a_host_or_a_uid_that_is_not_there_is_not_looked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let mut log = SessionLog::new(&store, &run(), LogPolicy::default());
+    for number in 0..1000 {
+        log.append(&record(number, START + number as i64), "eth0").unwrap();
+    }
+    let (_, pending) = log.close().unwrap();
+    pending[0].seal().unwrap();
+    let skipped = |scan: Scan| collect(store.store(), &scan).1.row_groups_skipped;
+    let host = |host: &str| Scan { hosts: vec![host.to_owned()], ..Scan::default() };
+    assert_eq!(skipped(host("10.0.1.7")), 0);
+    assert_eq!(skipped(host("2001:db8::1")), 0);
+    assert_eq!(skipped(host("192.0.2.99")), 1);
+    assert_eq!(skipped(Scan { uids: vec![Uid(999).to_string()], ..Scan::default() }), 0);
+    assert_eq!(skipped(Scan { uids: vec![Uid(5000).to_string()], ..Scan::default() }), 1);
+    assert!(
+        scan(
+            store.store(),
+            &Scan { columns: Some(vec!["nonsense".to_owned()]), ..Scan::default() },
+            |_| ControlFlow::Continue(())
+        )
+        .is_err()
+    );
+}
+
+#[test]
+fn a_tail_cut_anywhere_gives_every_whole_batch_and_tells_of_the_tear() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let mut log = SessionLog::new(&store, &run(), LogPolicy::default());
+    let mut ends = Vec::new();
+    for number in 0..3 {
+        log.append(&record(number, START), "eth0").unwrap();
+        log.commit().unwrap();
+        ends.push(log.live_bytes() as usize);
+    }
+    let path = live_file(store.store());
+    let whole = fs::read(&path).unwrap();
+    assert_eq!(whole.len(), ends[2]);
+    let mut clean = Vec::new();
+    for cut in 0..=whole.len() {
+        fs::write(&path, &whole[..cut]).unwrap();
+        let (rows, report) = collect(store.store(), &Scan::default());
+        let expected = ends.iter().filter(|end| **end <= cut).count();
+        assert_eq!(rows.len(), expected, "cut at {cut}");
+        if report.torn.is_empty() {
+            clean.push(cut);
+        }
+    }
+    // Nothing at all, the schema alone, and each batch: any other cut is told of.
+    assert_eq!((clean.len(), clean[0], &clean[2..]), (5, 0, ends.as_slice()));
+    // Zeros where a power loss took the pages.
+    for from in (0..whole.len()).step_by(97) {
+        let mut damaged = whole.clone();
+        damaged[from..].fill(0);
+        fs::write(&path, &damaged).unwrap();
+        collect(store.store(), &Scan::default());
+    }
+    fs::write(&path, &whole[..ends[1] + 5]).unwrap();
+    drop((log, store));
+    let store = small_store(dir.path());
+    let report = store.recovery();
+    assert_eq!((report.live_files, report.rows, report.torn_bytes), (1, 2, 5));
+    assert_eq!(report.last_sign, Some(Nanos(START + 2_000_000_000)));
+    assert_eq!(uids(store.store(), &Scan::default()).len(), 2);
+}
+
+#[test]
+fn damaged_parquet_is_reported_and_the_rest_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let mut log = SessionLog::new(&store, &run(), LogPolicy::default());
+    for number in 0..4 {
+        log.append(&record(number, START + number as i64 / 2 * HOUR), "eth0").unwrap();
+    }
+    let (_, pending) = log.close().unwrap();
+    let sealed = pending[0].seal().unwrap().unwrap();
+    pending[1].seal().unwrap();
+    let path = store.layout().root().join(sealed.file.path);
+    let whole = fs::read(&path).unwrap();
+    for cut in (0..whole.len()).step_by(whole.len() / 50) {
+        fs::write(&path, &whole[..cut]).unwrap();
+        let (rows, report) = collect(store.store(), &Scan::default());
+        assert_eq!((rows.len(), report.damaged.len()), (2, 1), "cut at {cut}");
+    }
+    for at in (0..whole.len()).step_by(whole.len() / 400) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0xff;
+        fs::write(&path, &damaged).unwrap();
+        assert!(collect(store.store(), &Scan::default()).0.len() >= 2);
+    }
+}
+
+#[test]
+fn rows_wait_while_the_log_cannot_be_written_and_are_lost_only_when_too_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let live = store.layout().live();
+    let policy = LogPolicy { waiting_rows: 3, ..LogPolicy::default() };
+    let mut log = SessionLog::new(&store, &run(), policy);
+    fs::rename(&live, live.with_extension("away")).unwrap();
+    for number in 0..3 {
+        log.append(&record(number, START), "eth0").unwrap();
+        assert!(log.commit().is_err());
+    }
+    assert_eq!(log.append(&record(3, START), "eth0"), Err(RowLossReason::LogUnwritable));
+    fs::rename(live.with_extension("away"), &live).unwrap();
+    assert_eq!(log.commit().unwrap(), 3);
+    assert_eq!(log.waiting_rows(), 0);
+    assert_eq!(uids(store.store(), &Scan::default()).len(), 3);
+}
+
+#[test]
+fn the_oldest_session_files_are_retired_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let mut log = SessionLog::new(&store, &run(), LogPolicy::default());
+    for number in 0..3 {
+        log.append(&record(number, START + number as i64 * HOUR), "eth0").unwrap();
+    }
+    let (_, pending) = log.close().unwrap();
+    let sealed: Vec<_> = pending.iter().map(|s| s.seal().unwrap().unwrap().file).collect();
+    let budget = sealed[1].bytes + sealed[2].bytes;
+    let retired = retire(&store, &Budgets { packets: None, sessions: Some(budget) }).unwrap();
+    assert_eq!((retired.files.len(), retired.session_bytes), (1, budget));
+    let gone = &retired.files[0];
+    assert_eq!(
+        (&gone.path, gone.items, gone.first_ts, gone.last_ts),
+        (&sealed[0].path, 1, sealed[0].first_ts, sealed[0].last_ts)
+    );
+    assert_eq!(uids(store.store(), &Scan::default()).len(), 2);
+}
+
+fn any_address() -> impl Strategy<Value = Address> {
+    prop_oneof![
+        any::<IpAddr>().prop_map(Address::Ip),
+        any::<[u8; 6]>().prop_map(|mac| Address::Mac(MacAddr(mac))),
+    ]
+}
+
+prop_compose! {
+    fn any_side()(
+        addr in any_address(), port: u16, mac in any::<Option<[u8; 6]>>(),
+        bytes in prop::option::of(0..1_u64 << 62), pkts in 0..1_u64 << 62,
+        ip_bytes in 0..1_u64 << 62, local: Option<bool>,
+    ) -> Side {
+        Side { addr, port, l2_addr: mac.map(MacAddr), bytes, pkts, ip_bytes, local }
+    }
+}
+
+prop_compose! {
+    fn any_record()(
+        uid: u128, (ts, last_ts, flushed_at) in any::<(i64, i64, u32)>(),
+        orig in any_side(), resp in any_side(),
+        protocol in prop_oneof![
+            any::<u8>().prop_map(Protocol::Ip), any::<u16>().prop_map(Protocol::Ether),
+        ],
+        service in prop::option::of(prop::sample::select(Service::ALL.to_vec())),
+        name in prop::option::of(".{0,20}"),
+        conn_state in prop::sample::select(ConnState::ALL.to_vec()),
+        letters in "[a-zA-Z^]{0,39}",
+        vlans in any::<(Option<u16>, Option<u16>)>(),
+        parents in prop::collection::vec(any::<u128>(), 0..4),
+        certain: bool, update: u32,
+        reason in prop::sample::select(RowReason::ALL.to_vec()),
+        frames in 0..1_u64 << 62,
+        at in prop::option::of((any::<u16>(), 0..1_u64 << 62, any::<u32>())),
+    ) -> SessionRecord {
+        let mut history = History::default();
+        letters.bytes().for_each(|letter| history.push(letter));
+        SessionRecord {
+            uid: Uid(uid), iface: IfaceId(0), ts: Nanos(ts), last_ts: Nanos(last_ts),
+            duration: (ts > 0).then_some(NanosDelta(last_ts)), orig, resp, protocol, service,
+            detail: name.map(|name| Box::new(ServiceDetail {
+                alpn: Some(name.clone().into()), server_name: Some(name.into()),
+            })),
+            conn_state, history, missed_bytes: frames, vlan: vlans.0, inner_vlan: vlans.1,
+            tunnel_parents: (!parents.is_empty()).then(|| parents.into_iter().map(Uid).collect()),
+            direction_certain: certain, update, reason, frames, frame_bytes: frames,
+            pcap_first: at.map(|(worker, segment, offset)| PcapPosition { worker, segment, offset }),
+            pcap_last: None, flushed_at: Nanos(i64::from(flushed_at)),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_rows_survive_tail_and_parquet(records in prop::collection::vec(any_record(), 1..30)) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = small_store(dir.path());
+        let mut log = SessionLog::new(&store, &run(), LogPolicy::default());
+        let names = RowNames { sensor: "test", iface: "if 0", community_id_seed: 0 };
+        let mut expected = Vec::new();
+        for record in &records {
+            log.append(record, "if 0").unwrap();
+            expected.push(SessionRow::of(record, &names));
+        }
+        log.commit().unwrap();
+        prop_assert_eq!(&collect(store.store(), &Scan::default()).0, &expected);
+        let (_, pending) = log.close().unwrap();
+        pending.iter().for_each(|seal| drop(seal.seal().unwrap()));
+        let (mut rows, report) = collect(store.store(), &Scan::default());
+        prop_assert_eq!(report.damaged, []);
+        // Parquet is sorted by time.
+        let order = |row: &SessionRow<'_>| (row.ts, row.uid.to_string(), format!("{row:?}"));
+        rows.sort_by_key(order);
+        expected.sort_by_key(order);
+        prop_assert_eq!(&rows, &expected);
+        for row in &rows {
+            prop_assert!(row.key(true).is_some());
+        }
+    }
+}
+
+#[test]
+fn the_columns_are_those_of_the_design() {
+    let names: Vec<String> = column_names().collect();
+    for name in "ts last_ts duration uid sensor iface orig_h orig_p resp_h resp_p proto ip_proto \
+                 service conn_state history orig_bytes resp_bytes orig_pkts resp_pkts \
+                 orig_ip_bytes resp_ip_bytes missed_bytes local_orig local_resp vlan inner_vlan \
+                 orig_l2_addr resp_l2_addr tunnel_parents community_id direction_certain update \
+                 final flushed_at pcap_first pcap_last end_reason frames frame_bytes server_name \
+                 alpn"
+        .split_whitespace()
+    {
+        assert!(names.iter().any(|known| known == name), "{name}");
+    }
+    assert_eq!(names.len(), 41);
+}
