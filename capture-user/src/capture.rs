@@ -189,7 +189,6 @@ struct Running {
 impl Running {
     /// Attaches XDP, starts the workers, and begins the account.
     fn start(config: &CaptureConfig, run: &Run, links: Vec<Link>, cores: &[usize]) -> Result<Self> {
-        let from = crate::live::clock();
         let mut interfaces = Vec::with_capacity(links.len());
         for link in links {
             let mut program = Program::load(&link.name, link.rx_queues.max(1))?;
@@ -242,7 +241,8 @@ impl Running {
                 let clock = interfaces
                     .first()
                     .map_or(StampClock::Monotonic, |captured| captured.program.clock());
-                run.start_flush(from, clock_name(clock), Box::new(probe))
+                // Every queue has its socket: from here on the sensor watches.
+                run.start_flush(crate::live::clock(), clock_name(clock), Box::new(probe))
             }
             Some(error) => Err(error),
         };
@@ -398,6 +398,7 @@ impl Running {
         }
         // XDP first, then the workers drain what already lies in the rings: at the end every
         // frame that the program steered is either received or lost, and counted as such.
+        let end = crate::live::clock();
         self.interfaces.iter().for_each(|captured| captured.program.detach());
         stop_workers(&self.stop);
         while self.workers.iter().any(WorkerThread::runs) {
@@ -412,7 +413,7 @@ impl Running {
         status.clear();
         healthy &= !preparer.stop();
         let sealed = sealer.stop();
-        let flushed = self.flush.stop();
+        let flushed = self.flush.stop(Some(end));
         run.say_farewell(config.common.quiet);
         sealed?;
         flushed?;

@@ -1,7 +1,7 @@
 //! The flush thread: joins what several workers saw of one session, writes the session log,
 //! closes the ledger's intervals.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -75,6 +75,30 @@ pub struct Flush {
     pub interval: NanosDelta,
 }
 
+/// How the flush thread is told that the workers have ended.
+#[derive(Debug, Default)]
+pub struct End {
+    set: AtomicBool,
+    at: AtomicI64,
+}
+
+impl End {
+    /// The workers have ended; `at` is when the sensor stopped watching, if not with the last
+    /// frame.
+    pub fn set(&self, at: Option<Nanos>) {
+        self.at.store(at.unwrap_or(Nanos::MIN).0, Ordering::Relaxed);
+        self.set.store(true, Ordering::Release);
+    }
+
+    fn is_set(&self) -> bool {
+        self.set.load(Ordering::Acquire)
+    }
+
+    fn at(&self) -> Option<Nanos> {
+        Some(Nanos(self.at.load(Ordering::Relaxed))).filter(|at| *at > Nanos::MIN)
+    }
+}
+
 /// The silence that is going on, and the longest one since the last line.
 #[derive(Clone, Copy, Debug, Default)]
 struct Quiet {
@@ -137,15 +161,15 @@ impl Flush {
     ///
     /// # Errors
     /// The session log or the last line could not be written.
-    pub fn capture(self, stop: &AtomicBool, clock: impl Fn() -> Nanos) -> Result<()> {
+    pub fn capture(self, stop: &End, clock: impl Fn() -> Nanos) -> Result<()> {
         let mut run = Run::new(self);
         loop {
             // Before the hand-offs are emptied: workers have ended by then.
-            let stopping = stop.load(Ordering::Acquire);
+            let stopping = stop.is_set();
             let now = clock();
-            run.look(now);
+            run.look(stop.at().unwrap_or(now));
             if stopping {
-                return run.finish(now);
+                return run.finish(stop.at().unwrap_or(now));
             }
             if run.committed_at.elapsed() >= COMMIT {
                 run.commit();
@@ -162,10 +186,10 @@ impl Flush {
     ///
     /// # Errors
     /// The session log or the last line could not be written.
-    pub fn replay(self, stop: &AtomicBool, clock: &ReplayClock, worker: &Thread) -> Result<()> {
+    pub fn replay(self, stop: &End, clock: &ReplayClock, worker: &Thread) -> Result<()> {
         let mut run = Run::new(self);
         loop {
-            let stopping = stop.load(Ordering::Acquire);
+            let stopping = stop.is_set();
             let ticket = clock.pending();
             run.empty_hand_offs();
             if let Some(ticket) = ticket {
@@ -284,6 +308,8 @@ impl Run {
         // Rows that wait in memory are not in the log: nothing new is promised then.
         let through = counts.iter().map(|worker| worker.complete_through).min();
         if self.commit() {
+            // At the end every session is over and every row written.
+            let through = if at_rest { Some(now) } else { through };
             self.complete_through = through
                 .map(|through| self.flush.joiner.complete_through(through))
                 .max(self.complete_through);

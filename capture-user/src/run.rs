@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, Thread};
 
@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use crate::account::WorkerCounts;
 use crate::config::{Config, Space};
 use crate::confine::Kept;
-use crate::flush::{Flush, FlushTotals, ReplayedFiles};
+use crate::flush::{End, Flush, FlushTotals, ReplayedFiles};
 use crate::interval::{Intervals, Probe};
 use crate::keeper::{KeeperNews, Lane, Making, Preparer, Sealer};
 use crate::names::InterfaceNames;
@@ -369,13 +369,13 @@ impl Run {
 
 /// The running flush thread.
 pub struct FlushThread {
-    stop: Arc<AtomicBool>,
+    stop: Arc<End>,
     thread: JoinHandle<Result<()>>,
 }
 
 impl FlushThread {
-    fn start(work: impl FnOnce(&AtomicBool) -> Result<()> + Send + 'static) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
+    fn start(work: impl FnOnce(&End) -> Result<()> + Send + 'static) -> Result<Self> {
+        let stop = Arc::new(End::default());
         let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new()
             .name("flush".to_owned())
@@ -396,12 +396,13 @@ impl FlushThread {
         !self.thread.is_finished()
     }
 
-    /// Has everything written that is still on its way; the workers have ended.
+    /// Has everything written that is still on its way; the workers have ended. `end` is when
+    /// the sensor stopped watching, if that is not the time of the last frame.
     ///
     /// # Errors
     /// The session log or the ledger could not be finished.
-    pub fn stop(self) -> Result<()> {
-        self.stop.store(true, Ordering::Release);
+    pub fn stop(self, end: Option<Nanos>) -> Result<()> {
+        self.stop.set(end);
         self.thread.thread().unpark();
         self.thread.join().map_err(|panic| {
             anyhow!("the flush thread failed: {}; the next start recovers", panic_text(&*panic))
