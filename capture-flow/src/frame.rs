@@ -25,6 +25,8 @@ impl LinkType {
     pub const PPPOE: Self = Self(51);
     /// Raw IP, version 4 or 6.
     pub const RAW: Self = Self(101);
+    /// Cisco HDLC.
+    pub const C_HDLC: Self = Self(104);
     /// IEEE 802.11 without a radio header.
     pub const IEEE802_11: Self = Self(105);
     /// OpenBSD loopback: as NULL, but in network byte order.

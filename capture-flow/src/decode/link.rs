@@ -42,9 +42,7 @@ pub(super) fn begin<'a>(
         | LinkType::IPV6 => Ok(Step::Ip(bytes)),
         LinkType::NULL | LinkType::LOOP => null(bytes),
         LinkType::PPP => ppp_frame(bytes),
-        LinkType::PPP_SERIAL => {
-            Ok(Step::Ppp(be16(bytes, 2).ok_or(Undecodable::LinkTruncated)?, rest(bytes, 4)))
-        }
+        LinkType::PPP_SERIAL | LinkType::C_HDLC => hdlc(link, bytes),
         LinkType::PPP_WITH_DIR => ppp_frame(rest(bytes, 1)),
         LinkType::PPPOE => pppoe(bytes),
         LinkType::FDDI => fddi(link, bytes),
@@ -160,6 +158,20 @@ fn mpls(bytes: &[u8]) -> Result<Step<'_>, Undecodable> {
 fn pppoe(bytes: &[u8]) -> Result<Step<'_>, Undecodable> {
     let protocol = be16(bytes, PPPOE_HEADER).ok_or(Undecodable::LinkTruncated)?;
     Ok(Step::Ppp(protocol, rest(bytes, PPPOE_HEADER + 2)))
+}
+
+/// HDLC framing: of PPP, or by its address field of Cisco (RFC 1547 section 4.3.1), which names
+/// the protocol by EtherType.
+fn hdlc<'a>(link: &mut Link, bytes: &'a [u8]) -> Result<Step<'a>, Undecodable> {
+    const CISCO_UNICAST: u8 = 0x0f;
+    const CISCO_BROADCAST: u8 = 0x8f;
+    let protocol = be16(bytes, 2).ok_or(Undecodable::LinkTruncated)?;
+    let payload = rest(bytes, 4);
+    if !matches!(byte(bytes, 0), Some(CISCO_UNICAST | CISCO_BROADCAST)) {
+        return Ok(Step::Ppp(protocol, payload));
+    }
+    link.ether_type = protocol;
+    Ok(Step::EtherType(protocol, payload))
 }
 
 /// PPP with or without HDLC-like framing.

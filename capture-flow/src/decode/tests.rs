@@ -236,7 +236,8 @@ fn link_headers_lead_to_the_same_packet() {
         (LinkType::LOOP, with(&[0, 0, 0, 2])),
         (LinkType::PPP, with(&[0x00, 0x21])),
         (LinkType::PPP, with(&[0xff, 0x03, 0x00, 0x21])),
-        (LinkType::PPP_SERIAL, with(&[0x0f, 0x00, 0x00, 0x21])),
+        (LinkType::PPP_SERIAL, with(&[0xff, 0x03, 0x00, 0x21])),
+        (LinkType::C_HDLC, with(&[0x0f, 0x00, 0x08, 0x00])),
         (LinkType::PPP_WITH_DIR, with(&[1, 0xff, 0x03, 0x00, 0x21])),
         (LinkType::PPPOE, with(&[0x11, 0, 0, 1, 0, 9, 0x00, 0x21])),
         (LinkType::LINUX_SLL, with(&[0, 0, 0, 1, 0, 6, 1, 1, 1, 1, 1, 1, 0, 0, 8, 0])),
@@ -591,7 +592,7 @@ prop_compose! {
 fn any_link() -> impl Strategy<Value = LinkType> {
     prop_oneof![
         3 => Just(LinkType::ETHERNET),
-        1 => prop::sample::select(vec![0, 9, 10, 12, 50, 51, 101, 105, 108, 113, 127, 204, 228, 239, 276, 1000])
+        1 => prop::sample::select(vec![0, 9, 10, 12, 50, 51, 101, 104, 105, 108, 113, 127, 204, 228, 239, 276, 1000])
             .prop_map(LinkType),
     ]
 }

@@ -77,10 +77,25 @@ pub(super) fn subframes(mut bytes: &[u8]) -> impl Iterator<Item = Subframe<'_>> 
         let header = bytes.get(..SUBFRAME_HEADER)?;
         let end = SUBFRAME_HEADER + len;
         let payload = bytes.get(SUBFRAME_HEADER..end)?;
-        // Each but the last is padded to a multiple of four bytes.
-        bytes = bytes.get(end.next_multiple_of(4)..).unwrap_or(&[]);
+        bytes = bytes.get(next_subframe(bytes, end)..).unwrap_or(&[]);
         Some(Subframe { header, payload })
     })
+}
+
+/// Where the subframe behind `end` begins. Each but the last is padded to a multiple of four
+/// bytes; some access points pad otherwise, so the SNAP header decides where it is not there.
+fn next_subframe(bytes: &[u8], end: usize) -> usize {
+    const SNAP: Option<&[u8]> = Some(&[0xaa, 0xaa, 0x03]);
+    let begins = |start: usize| {
+        let llc = start + SUBFRAME_HEADER;
+        bytes.get(llc..llc + 3) == SNAP
+    };
+    let padded = end.next_multiple_of(4);
+    if begins(padded) {
+        padded
+    } else {
+        (end..end + 4).find(|start| begins(*start)).unwrap_or(padded)
+    }
 }
 
 /// The addresses of a subframe.
@@ -136,5 +151,14 @@ mod tests {
         bytes.extend([0, 1, 8]);
         let all: Vec<_> = subframes(&bytes).map(|s| s.payload.to_vec()).collect();
         assert_eq!(all, [vec![7, 7, 7], vec![8]]);
+    }
+
+    #[test]
+    fn a_subframe_without_its_padding_is_found() {
+        let mut bytes = vec![0; 12];
+        bytes.extend([0, 3, 0xaa, 0xaa, 3]);
+        bytes.extend([0; 12]);
+        bytes.extend([0, 3, 0xaa, 0xaa, 3]);
+        assert_eq!(subframes(&bytes).count(), 2);
     }
 }
