@@ -168,7 +168,6 @@ fn last_line(path: &Path) -> io::Result<Option<End>> {
     let from = len.saturating_sub(LINE_LIMIT);
     let mut tail = vec![0; usize::try_from(len - from).unwrap_or(0)];
     file.read_exact_at(&mut tail, from)?;
-    let whole = tail.last() == Some(&b'\n');
     let body = tail.strip_suffix(b"\n").unwrap_or(&tail);
     let mut lines = body.rsplit(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     let Some(last) = lines.next() else { return Ok(None) };
@@ -178,8 +177,7 @@ fn last_line(path: &Path) -> io::Result<Option<End>> {
         return Ok(Some(End { seq: line.seq, hash, torn: None }));
     }
     let before = lines.find_map(|line| serde_json::from_slice::<LedgerLine>(line).ok());
-    let torn = (!whole).then_some(last.len() as u64).or(Some(last.len() as u64));
     // The torn line took the place behind the last whole one.
     let seq = before.map_or(0, |line| line.seq.saturating_add(1));
-    Ok(Some(End { seq, hash, torn }))
+    Ok(Some(End { seq, hash, torn: Some(last.len() as u64) }))
 }
