@@ -390,3 +390,25 @@ fn a_driver_without_native_xdp_leaves_the_generic_hook() {
         })
         .unwrap();
 }
+
+#[test]
+fn a_link_that_goes_down_and_comes_back_is_received_from_again() {
+    let wire = Wire::new().unwrap();
+    let turn = |way: &str| wire.sensor.run("ip", &["link", "set", Wire::SENSOR, way]).unwrap();
+    turn("down");
+    wire.sensor
+        .enter(|| {
+            let mut receiver = Receiver::open(Mode::Native, 64)?;
+            for _ in 0..2 {
+                turn("up");
+                frames(48, 64).send(&wire)?;
+                assert_eq!(receiver.everything()?[0].len(), 48);
+                turn("down");
+                assert!(receiver.everything()?[0].is_empty());
+            }
+            let (seen, received) = receiver.counters()?;
+            assert_eq!((seen.seen, seen.steered, received.frames), (96, 96, 96));
+            Ok(())
+        })
+        .unwrap();
+}

@@ -260,9 +260,7 @@ impl Source for AfXdp {
             self.rings.release(self.rings.held());
             self.skipping = true;
         }
-        if self.rings.sleeps() {
-            self.rings.wake().map_err(|error| self.error("wake the driver", error))?;
-        }
+        self.rings.wake();
         Ok(if frames == 0 { Received::Idle } else { Received::Frames(frames) })
     }
 

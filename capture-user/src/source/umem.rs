@@ -133,7 +133,7 @@ impl Rings {
             count: 0,
             owed: descriptors.split_off(given),
         };
-        rings.wake()?;
+        rings.wake();
         Ok(rings)
     }
 
@@ -204,15 +204,12 @@ impl Rings {
         self.fill.needs_wakeup()
     }
 
-    /// Makes the driver look at the fill ring.
-    pub(super) fn wake(&mut self) -> io::Result<()> {
-        if !self.sleeps() {
-            return Ok(());
-        }
-        // A receive of nothing is the documented way to wake only the receiving side.
-        match rustix::net::recv(self.fd(), &mut [0_u8; 0], RecvFlags::DONTWAIT) {
-            Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::BUSY) => Ok(()),
-            Err(error) => Err(error.into()),
+    /// Makes the driver look at the fill ring. One that cannot just now (its link is down, its
+    /// queues are being set up) is woken by the next poll.
+    pub(super) fn wake(&mut self) {
+        if self.sleeps() {
+            // A receive of nothing is the documented way to wake only the receiving side.
+            let _ = rustix::net::recv(self.fd(), &mut [0_u8; 0], RecvFlags::DONTWAIT);
         }
     }
 
