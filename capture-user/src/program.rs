@@ -133,16 +133,21 @@ impl Program {
     /// # Errors
     /// [`ProgramError::NotPermitted`], or [`ProgramError::Load`].
     pub fn load(iface: &str, queues: u32) -> Result<Self, ProgramError> {
-        Self::load_object(OBJECT, iface, queues)
+        Self::load_object(OBJECT, iface, queues, stamp_clock())
     }
 
-    /// As [`Program::load`], from an object of another toolchain: for checking it.
+    /// As [`Program::load`], from an object of another toolchain and with a chosen clock: for
+    /// checking them.
     ///
     /// # Errors
     /// As [`Program::load`].
-    pub fn load_object(object: &[u8], iface: &str, queues: u32) -> Result<Self, ProgramError> {
+    pub fn load_object(
+        object: &[u8],
+        iface: &str,
+        queues: u32,
+        clock: StampClock,
+    ) -> Result<Self, ProgramError> {
         let failed = |error: aya::EbpfError| load_error(iface, error);
-        let clock = stamp_clock();
         let mut ebpf = EbpfLoader::new()
             .override_global(QUEUES, &queues, true)
             .override_global(STAMP_CLOCK, &(clock as u32), true)

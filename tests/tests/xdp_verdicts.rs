@@ -78,7 +78,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Result<Self> {
+    fn new(clock: StampClock) -> Result<Self> {
         let other;
         let object = match std::env::var_os("STILLWIRE_XDP_OBJECT") {
             Some(path) => {
@@ -89,7 +89,7 @@ impl Bench {
         };
         let link = Link::by_name(Wire::SENSOR)?;
         ensure!(link.rx_queues == QUEUES, "{link:?}");
-        let program = Program::load_object(object, &link.name, KNOWN)?;
+        let program = Program::load_object(object, &link.name, KNOWN, clock)?;
         let config =
             AfXdpConfig { iface: IfaceId(0), queue: SERVED, ring_size: 64, frame_size: 2048 };
         let socket = AfXdp::open(&config, &link, &program, AttachMode::Generic)?;
@@ -210,11 +210,13 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Runs a test inside the sensor's namespace of a wire with enough queues.
-fn bench(test: impl FnOnce(&Bench) -> Result<()> + Send) {
+/// Runs a test inside the sensor's namespace of a wire with enough queues, with each clock.
+fn bench(test: impl Fn(&Bench) -> Result<()> + Sync) {
     let wire = Wire::with().queues(QUEUES).mtu(9000).build().expect("a wire");
-    if let Err(error) = wire.sensor.enter(|| test(&Bench::new()?)) {
-        panic!("{error:?}");
+    for clock in [StampClock::Tai, StampClock::Monotonic] {
+        if let Err(error) = wire.sensor.enter(|| test(&Bench::new(clock)?)) {
+            panic!("{clock:?}: {error:?}");
+        }
     }
 }
 
