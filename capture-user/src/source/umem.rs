@@ -232,16 +232,12 @@ impl AsRawFd for Rings {
 }
 
 /// The shared memory, by its address. xsk-rs lends the bytes from a descriptor on; the stamp lies
-/// in front of them.
+/// in front of them. Not `Send`: a socket stays on the thread that opened it, where its memory is.
 #[derive(Debug)]
 struct Memory {
     base: *mut u8,
     len: usize,
 }
-
-// SAFETY: the pointer is to memory that `Rings` keeps alive beside this value, and it is used
-// through `Rings` alone, whose methods borrow it as Rust demands.
-unsafe impl Send for Memory {}
 
 impl Memory {
     fn of(umem: &Umem, descriptors: &[FrameDesc], sizes: Sizes) -> Option<Self> {
