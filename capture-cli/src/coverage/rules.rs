@@ -245,7 +245,7 @@ fn idle(span: (Nanos, Nanos), died: Option<Nanos>, gaps: &mut Gaps<'_>) {
 
 /// What a hole in a run's lines is called.
 fn hole(damage: &[Damage]) -> (Reason, String) {
-    match damage.first() {
+    match damage.iter().find(|damage| !damage.torn_end) {
         Some(damage) => (Reason::LedgerDamaged, place(damage)),
         None => (Reason::LineMissing, String::new()),
     }
