@@ -50,6 +50,15 @@ impl Protocol {
     pub const ICMP: Self = Self::Ip(1);
     /// ICMPv6.
     pub const ICMP6: Self = Self::Ip(58);
+
+    /// Whether Zeek's conn.log has sessions of this protocol. It has none without IP, of
+    /// carriers that it only looks into (IP-in-IP, GRE), of encrypted payload (ESP), of IPv6
+    /// headers with nothing behind them and of Mobile IPv6 signalling. Here such sessions exist
+    /// where their frames would otherwise count to nothing.
+    #[must_use]
+    pub const fn is_in_zeeks_log(self) -> bool {
+        !matches!(self, Self::Ether(_) | Self::Ip(4 | 41 | 47 | 50 | 59 | 135))
+    }
 }
 
 /// A session's key: the two ends in a fixed order (the smaller first, so that both directions

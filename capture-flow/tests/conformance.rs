@@ -112,12 +112,14 @@ fn expected_row(row: &ZeekRow) -> Row {
     ]
 }
 
-/// `None` for what Zeek does not log: frames without IP, IPv6 headers with nothing behind them,
-/// and datagrams that never became complete.
+/// `None` for what Zeek does not log: the protocols that `is_in_zeeks_log` leaves out, and
+/// datagrams that never became complete.
 fn our_row(record: &SessionRecord) -> Option<Row> {
     let Protocol::Ip(number) = record.protocol else { return None };
+    if !record.protocol.is_in_zeeks_log() {
+        return None;
+    }
     let proto = match number {
-        59 => return None,
         6 => "tcp",
         17 => "udp",
         1 | 58 => "icmp",
