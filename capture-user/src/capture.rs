@@ -21,7 +21,7 @@ use crate::chain;
 use crate::config::CaptureConfig;
 use crate::interval::{InterfaceReading, Probe, QueueReading};
 use crate::keeper::{Preparer, Sealer};
-use crate::link::{Link, LinkError, Promiscuous};
+use crate::link::{Link, Promiscuous};
 use crate::live::{Event, LiveWorker, Stop};
 use crate::program::{Attached, Program};
 use crate::recorder::{Recorder, Supply};
@@ -101,11 +101,7 @@ pub fn capture(config: &CaptureConfig) -> Result<ExitCode> {
 
 /// Whether an interface can and may be captured.
 fn check_interface(name: &str, config: &CaptureConfig) -> Result<Link> {
-    let link = match Link::by_name(name) {
-        Ok(link) => link,
-        Err(error @ LinkError::NoSuchInterface { .. }) => return Err(error.into()),
-        Err(error) => return Err(error.into()),
-    };
+    let link = Link::by_name(name)?;
     if !config.allow_host_interface {
         let carries = link.carries_default_route()?;
         if carries || carries_operator(&link) {
@@ -137,16 +133,12 @@ fn check_interface(name: &str, config: &CaptureConfig) -> Result<Link> {
     Ok(link)
 }
 
-/// Whether the operator's own SSH connection ends at the interface's addresses.
-fn carries_operator(link: &Link) -> bool {
+/// Whether the operator's own SSH connection ends at the interface.
+pub(crate) fn carries_operator(link: &Link) -> bool {
     let connection = std::env::var("SSH_CONNECTION").unwrap_or_default();
-    let Some(server) = connection.split(' ').nth(2) else {
-        return false;
-    };
-    let Ok(server) = server.parse::<std::net::IpAddr>() else {
-        return false;
-    };
-    crate::doctor::interface_of(server).is_some_and(|name| name == link.name)
+    // Client address and port, server address and port.
+    let server = connection.split(' ').nth(2).and_then(|server| server.parse().ok());
+    server.is_some_and(|server| link.has_address(server).unwrap_or(false))
 }
 
 /// The core of each worker: those that were named, or those that this process may use, in order

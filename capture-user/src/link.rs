@@ -177,6 +177,30 @@ impl Link {
         Ok(carries)
     }
 
+    /// Whether the interface has this address.
+    ///
+    /// # Errors
+    /// The kernel's refusal to list its addresses.
+    pub fn has_address(&self, address: std::net::IpAddr) -> Result<bool, LinkError> {
+        const IFA_ADDRESS: u16 = 1;
+        const IFA_LOCAL: u16 = 2;
+        let bytes = match address {
+            std::net::IpAddr::V4(v4) => v4.octets().to_vec(),
+            std::net::IpAddr::V6(v6) => v6.octets().to_vec(),
+        };
+        let mut has = false;
+        // struct ifaddrmsg: family, prefix length, flags, scope, then the interface's index.
+        let read = |entry: &[u8]| {
+            let mut held = attributes(entry.get(8..).unwrap_or_default());
+            has |= u32_at(entry, 4) == Some(self.index)
+                && held
+                    .any(|(kind, value)| matches!(kind, IFA_ADDRESS | IFA_LOCAL) && value == bytes);
+        };
+        netlink::ask(netlink::RTM_GETADDR, true, &[0; 8], netlink::RTM_NEWADDR, read)
+            .map_err(|error| io_error("list the addresses of", &self.name, error))?;
+        Ok(has)
+    }
+
     /// Reads `struct ifinfomsg` and the attributes after it (`include/uapi/linux/if_link.h`).
     fn parse(message: &[u8]) -> Option<Self> {
         const IFLA_ADDRESS: u16 = 1;
