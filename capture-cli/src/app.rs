@@ -151,7 +151,7 @@ fn sessions(args: &SessionsArgs) -> anyhow::Result<End> {
     drop(out);
     if omitted.without_ip > 0 {
         complain(&format!(
-            "{} sessions without IP left out: conn.log has no place for them",
+            "{} sessions left out: conn.log has no place for those without IP, tunnel carriers and ESP",
             omitted.without_ip
         ));
     }

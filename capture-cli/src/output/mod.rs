@@ -31,7 +31,7 @@ pub enum Format {
 /// Rows that a format has no place for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Omitted {
-    /// Sessions without IP: conn.log knows none.
+    /// Sessions without IP, and over IP those that `Protocol::is_in_zeeks_log` leaves out.
     pub without_ip: u64,
 }
 

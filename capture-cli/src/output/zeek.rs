@@ -115,9 +115,9 @@ fn seconds(micros: i64) -> String {
     format!("{sign}{}.{:06}", micros / 1_000_000, micros % 1_000_000)
 }
 
-/// conn.log holds sessions over IP only.
+/// conn.log holds sessions over IP only, and not those that stand for a carrier here.
 fn with_ip<'a>(rows: &'a [Row], omitted: &mut Omitted) -> Vec<&'a Row> {
-    let kept: Vec<_> = rows.iter().filter(|row| row.ip_proto().is_some()).collect();
+    let kept: Vec<_> = rows.iter().filter(|row| row.protocol.is_in_zeeks_log()).collect();
     omitted.without_ip = (rows.len() - kept.len()) as u64;
     kept
 }
