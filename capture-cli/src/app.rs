@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -44,9 +44,9 @@ enum End {
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let ended = match cli.command {
-        Command::Sessions(args) => sessions(&args),
-        Command::Packets(args) => packets(&args),
-        Command::Coverage(args) => coverage(&args),
+        Command::Sessions(args) => sessions(&args, &args.place.stores(&cli.stores)),
+        Command::Packets(args) => packets(&args, &args.place.stores(&cli.stores)),
+        Command::Coverage(args) => coverage(&args, &args.place.stores(&cli.stores)),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "stillwire", &mut text);
@@ -126,7 +126,7 @@ fn asked(place: &Where, filter: &[String]) -> Result<Asked, String> {
     Ok(Asked { clock, window, filter: parsed.expr })
 }
 
-fn sessions(args: &SessionsArgs) -> anyhow::Result<End> {
+fn sessions(args: &SessionsArgs, stores: &[PathBuf]) -> anyhow::Result<End> {
     let order = match args.sort.as_deref().map_or(Ok(Order::TIME), Order::parse) {
         Ok(order) => order,
         Err(why) => return Ok(End::Usage(format!("--sort: {why}"))),
@@ -141,7 +141,7 @@ fn sessions(args: &SessionsArgs) -> anyhow::Result<End> {
         Some(limit) => Some(limit),
         None => on_screen.then_some(SCREENFUL),
     };
-    let stores = query::open(&args.place.stores())?;
+    let stores = query::open(stores)?;
     let question = Question { filter, window, possible: args.possible };
     let mut answer = query::ask(&stores, &question, &order, limit)?;
     let rows: Vec<Row> = answer.found.drain(..).map(|found| found.row).collect();
@@ -187,7 +187,7 @@ fn report(answer: &Answer) -> End {
     if answer.damage.is_empty() { End::Done } else { End::Incomplete }
 }
 
-fn packets(args: &PacketsArgs) -> anyhow::Result<End> {
+fn packets(args: &PacketsArgs, stores: &[PathBuf]) -> anyhow::Result<End> {
     let Asked { window, filter, .. } = match asked(&args.place, &args.filter) {
         Ok(asked) => asked,
         Err(why) => return Ok(End::Usage(why)),
@@ -200,7 +200,7 @@ fn packets(args: &PacketsArgs) -> anyhow::Result<End> {
                 .to_owned(),
         ));
     }
-    let stores = query::open(&args.place.stores())?;
+    let stores = query::open(stores)?;
     let question = Question { filter, window, possible: args.possible };
     let answer = query::ask(&stores, &question, &Order::TIME, None)?;
     if answer.found.is_empty() {
@@ -251,12 +251,12 @@ fn packets(args: &PacketsArgs) -> anyhow::Result<End> {
     Ok(if written.is_complete() { ended } else { End::Incomplete })
 }
 
-fn coverage(args: &CoverageArgs) -> anyhow::Result<End> {
+fn coverage(args: &CoverageArgs, stores: &[PathBuf]) -> anyhow::Result<End> {
     let Asked { clock, window, .. } = match asked(&args.place, &[]) {
         Ok(asked) => asked,
         Err(why) => return Ok(End::Usage(why)),
     };
-    let stores = query::open(&args.place.stores())?;
+    let stores = query::open(stores)?;
     let sensors: Vec<Coverage> = stores
         .iter()
         .map(|store| of_store(store, window, clock.now()))

@@ -29,6 +29,9 @@ Exit codes: 0 done, 1 failed, 2 usage.";
 #[derive(Debug, Parser)]
 #[command(name = "stillwire", version, after_help = AFTER_HELP, max_term_width = 100)]
 pub struct Cli {
+    /// Store of a sensor; repeat it to ask several. It may also follow the command
+    #[arg(short, long = "store", value_name = "DIR")]
+    pub stores: Vec<PathBuf>,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -59,14 +62,9 @@ pub enum Command {
 /// Where to look.
 #[derive(Debug, Args)]
 pub struct Where {
-    /// Store of a sensor; repeat it to ask several at once [default: ./store]
-    #[arg(
-        short,
-        long = "store",
-        value_name = "DIR",
-        env = "STILLWIRE_STORE",
-        value_delimiter = ':'
-    )]
+    /// Store of a sensor; repeat it to ask several at once [default: $STILLWIRE_STORE, else
+    /// ./store]
+    #[arg(short, long = "store", value_name = "DIR")]
     pub stores: Vec<PathBuf>,
     /// From this time on [default: as far back as the record reaches]
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
@@ -80,10 +78,16 @@ pub struct Where {
 }
 
 impl Where {
-    /// The stores to open.
+    /// The stores to open: those named before the command and behind it, else the one that the
+    /// environment names, else `./store`.
     #[must_use]
-    pub fn stores(&self) -> Vec<PathBuf> {
-        if self.stores.is_empty() { vec![PathBuf::from("store")] } else { self.stores.clone() }
+    pub fn stores(&self, before: &[PathBuf]) -> Vec<PathBuf> {
+        let named: Vec<PathBuf> = before.iter().chain(&self.stores).cloned().collect();
+        if !named.is_empty() {
+            return named;
+        }
+        let environment = std::env::var_os("STILLWIRE_STORE").filter(|path| !path.is_empty());
+        vec![environment.map_or_else(|| PathBuf::from("store"), PathBuf::from)]
     }
 }
 

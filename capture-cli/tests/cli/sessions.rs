@@ -209,6 +209,14 @@ fn several_stores_are_asked_as_one() {
     let asked = ["sessions", "-s", &one, "-s", &two, "-s", &one, "--format", "ndjson", "tcp"];
     let ndjson = text(&stillwire(&asked));
     assert_eq!(column(&ndjson, "sensor"), ["s1", "s1", "s2"]);
+    // Before the command, or both before and behind it.
+    let asked = ["--store", &one, "sessions", "--store", &two, "--format", "ndjson", "tcp"];
+    assert_eq!(text(&stillwire(&asked)), ndjson);
+    let output = crate::support::command()
+        .env("STILLWIRE_STORE", &two)
+        .args(["sessions", "--format", "ndjson"])
+        .output();
+    assert_eq!(text(&output.expect("stillwire runs")).lines().count(), 1);
 }
 
 #[test]
