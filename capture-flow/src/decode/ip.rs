@@ -1,9 +1,12 @@
 //! IP packets: which bytes are the transport's, and what they carry.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use super::bytes::{array, be16, byte};
-use super::ip6::{self, Chain};
+use etherparse::err::ipv4;
+use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice};
+
+use super::bytes::byte;
+use super::ip6::Chain;
 use super::transport::{Read, Segment, proto};
 use super::undecodable::Undecodable;
 use super::walk::{Found, Step, Walk};
@@ -11,10 +14,6 @@ use super::{Counted, PacketVisitor, checksum};
 use crate::fragment::{Added, DatagramKey, Fragment};
 use crate::packet::{Checksum, Ip, Net, Transport};
 use crate::tunnel::{self, Enclosed};
-
-const IPV4_HEADER: usize = 20;
-const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
-const IPV4_OFFSET: u16 = 0x1fff;
 
 /// Where a packet's fragment belongs in its datagram.
 #[derive(Clone, Copy)]
@@ -101,40 +100,34 @@ pub(super) fn packet<V: PacketVisitor>(
 }
 
 fn ipv4(bytes: &[u8]) -> Result<Header, Undecodable> {
-    if bytes.len() < IPV4_HEADER {
-        return Err(Undecodable::IpTruncated);
-    }
-    let field = |at| be16(bytes, at).ok_or(Undecodable::IpTruncated);
-    let address = |at| array(bytes, at).map(Ipv4Addr::from).ok_or(Undecodable::IpTruncated);
-    let header_len = usize::from(byte(bytes, 0).unwrap_or(0) & 0x0f) * 4;
-    if header_len < IPV4_HEADER {
-        return Err(Undecodable::IpHeaderLength);
-    }
-    let place = field(6)?;
-    let offset = u32::from(place & IPV4_OFFSET) * 8;
-    let more = place & IPV4_MORE_FRAGMENTS != 0;
+    let header = Ipv4HeaderSlice::from_slice(bytes).map_err(|error| match error {
+        ipv4::HeaderSliceError::Len(_) => Undecodable::IpTruncated,
+        ipv4::HeaderSliceError::Content(_) => Undecodable::IpHeaderLength,
+    })?;
+    let header_len = header.slice().len();
     Ok(Header {
-        src: address(12)?.into(),
-        dst: address(16)?.into(),
-        protocol: byte(bytes, 9).ok_or(Undecodable::IpTruncated)?,
-        total_len: u32::from(field(2)?),
+        src: header.source_addr().into(),
+        dst: header.destination_addr().into(),
+        protocol: header.protocol().0,
+        total_len: u32::from(header.total_len()),
         header_len,
-        fragment: (more || offset != 0).then_some(Place {
-            id: u32::from(field(4)?),
-            offset,
-            more,
+        fragment: header.is_fragmenting_payload().then(|| Place {
+            id: u32::from(header.identification()),
+            offset: u32::from(header.fragments_offset().byte_offset()),
+            more: header.more_fragments(),
             repeated: header_len,
         }),
     })
 }
 
 fn ipv6(bytes: &[u8]) -> Result<Header, Undecodable> {
-    let chain = Chain::read(bytes)?;
+    let header = Ipv6HeaderSlice::from_slice(bytes).map_err(|_| Undecodable::IpTruncated)?;
+    let chain = Chain::read(&header, bytes)?;
     Ok(Header {
         src: chain.src.into(),
         dst: chain.dst.into(),
         protocol: chain.next,
-        total_len: u32::from(be16(bytes, 4).ok_or(Undecodable::IpTruncated)?) + ip6::HEADER as u32,
+        total_len: u32::from(header.payload_length()) + header.slice().len() as u32,
         header_len: chain.len,
         fragment: chain.fragment,
     })

@@ -2,13 +2,12 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use etherparse::Ipv6HeaderSlice;
+
 use super::bytes::{array, be16, be32, byte};
 use super::ip::Place;
 use super::transport::proto;
 use super::undecodable::Undecodable;
-
-/// The fixed header.
-pub(super) const HEADER: usize = 40;
 
 const FRAGMENT_HEADER: usize = 8;
 /// Destination option that carries a mobile node's home address (RFC 6275 section 6.3).
@@ -36,14 +35,13 @@ impl std::fmt::Debug for Place {
 }
 
 impl Chain {
-    /// Reads the fixed header and all extension headers.
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, Undecodable> {
-        let address = |at| array(bytes, at).map(Ipv6Addr::from).ok_or(Undecodable::IpTruncated);
+    /// Reads all extension headers behind the fixed one, which `bytes` begin with.
+    pub(super) fn read(fixed: &Ipv6HeaderSlice<'_>, bytes: &[u8]) -> Result<Self, Undecodable> {
         let mut chain = Self {
-            src: address(8)?,
-            dst: address(24)?,
-            next: byte(bytes, 6).ok_or(Undecodable::IpTruncated)?,
-            len: HEADER,
+            src: fixed.source_addr(),
+            dst: fixed.destination_addr(),
+            next: fixed.next_header().0,
+            len: fixed.slice().len(),
             fragment: None,
         };
         chain.extend(bytes)?;
@@ -157,6 +155,11 @@ mod tests {
         bytes
     }
 
+    fn read(bytes: &[u8]) -> Result<Chain, Undecodable> {
+        let fixed = Ipv6HeaderSlice::from_slice(bytes).map_err(|_| Undecodable::IpTruncated)?;
+        Chain::read(&fixed, bytes)
+    }
+
     #[test]
     fn a_chain_of_every_kind() {
         let mut bytes = fixed(proto::HOP_BY_HOP);
@@ -168,14 +171,14 @@ mod tests {
         bytes.extend([9; 16]);
         bytes.extend([proto::TCP, 1]);
         bytes.extend([0; 10]);
-        let chain = Chain::read(&bytes).unwrap();
+        let chain = read(&bytes).unwrap();
         assert_eq!(chain.next, proto::TCP);
         assert_eq!(chain.len, bytes.len());
         assert_eq!(chain.src, Ipv6Addr::from([7; 16]));
         assert_eq!(chain.dst, Ipv6Addr::from([9; 16]));
         assert!(chain.fragment.is_none());
         for cut in 0..bytes.len() {
-            assert!(Chain::read(&bytes[..cut]).is_err(), "{cut} bytes are not the whole chain");
+            assert!(read(&bytes[..cut]).is_err(), "{cut} bytes are not the whole chain");
         }
     }
 
@@ -184,14 +187,14 @@ mod tests {
         let mut bytes = fixed(proto::ROUTING);
         bytes.extend([proto::UDP, 2, 0, 0, 0, 0, 0, 0]);
         bytes.extend([9; 16]);
-        assert_eq!(Chain::read(&bytes).unwrap().dst, Ipv6Addr::from([2; 16]));
+        assert_eq!(read(&bytes).unwrap().dst, Ipv6Addr::from([2; 16]));
     }
 
     #[test]
     fn the_chain_ends_at_a_fragment_header() {
         let mut bytes = fixed(proto::FRAGMENT);
         bytes.extend([proto::DEST_OPTIONS, 0, 0x01, 0x01, 0, 0, 0, 5]);
-        let chain = Chain::read(&bytes).unwrap();
+        let chain = read(&bytes).unwrap();
         let place = chain.fragment.unwrap();
         assert_eq!((place.id, place.offset, place.more, place.repeated), (5, 256, true, 40));
         assert_eq!((chain.next, chain.len), (proto::DEST_OPTIONS, 48));

@@ -1,5 +1,7 @@
 //! Link layers: everything between a frame's first byte and its IP header.
 
+use etherparse::{Ethernet2HeaderSlice, SingleVlanHeaderSlice};
+
 use super::bytes::{array, be16, be32, byte};
 use super::undecodable::Undecodable;
 use super::walk::Step;
@@ -7,7 +9,6 @@ use crate::frame::LinkType;
 use crate::key::MacAddr;
 use crate::packet::Link;
 
-const ETHERNET_HEADER: usize = 14;
 /// Cisco FabricPath puts this many bytes in front of an Ethernet frame.
 const FABRIC_PATH_HEADER: usize = 16;
 const FDDI_HEADER: usize = 13;
@@ -57,17 +58,14 @@ pub(super) fn begin<'a>(
 
 /// An Ethernet header.
 pub(super) fn ethernet<'a>(link: &mut Link, bytes: &'a [u8]) -> Result<Step<'a>, Undecodable> {
-    let (Some(dst), Some(src), Some(ether_type)) =
-        (array(bytes, 0), array(bytes, 6), be16(bytes, 12))
-    else {
-        return Err(Undecodable::LinkTruncated);
-    };
+    let header = Ethernet2HeaderSlice::from_slice(bytes).map_err(|_| Undecodable::LinkTruncated)?;
+    let ether_type = header.ether_type().0;
     if ether_type == 0x8903 {
         return Ok(Step::Ethernet(rest(bytes, FABRIC_PATH_HEADER)));
     }
-    link.dst = Some(MacAddr(dst));
-    link.src = Some(MacAddr(src));
-    Ok(type_or_length(link, ether_type, rest(bytes, ETHERNET_HEADER)))
+    link.dst = Some(MacAddr(header.destination()));
+    link.src = Some(MacAddr(header.source()));
+    Ok(type_or_length(link, ether_type, rest(bytes, header.slice().len())))
 }
 
 /// The field behind the addresses or a tag: an EtherType, or the length of an LLC frame.
@@ -105,17 +103,15 @@ pub(super) fn ether_type<'a>(
 }
 
 fn vlan<'a>(link: &mut Link, bytes: &'a [u8]) -> Result<Step<'a>, Undecodable> {
-    let (Some(tag), Some(field)) = (be16(bytes, 0), be16(bytes, 2)) else {
-        return Err(Undecodable::LinkTruncated);
-    };
-    let id = Some(tag & 0x0fff);
+    let tag = SingleVlanHeaderSlice::from_slice(bytes).map_err(|_| Undecodable::LinkTruncated)?;
+    let id = Some(tag.vlan_identifier().value());
     if link.vlan.is_none() {
         link.vlan = id;
     } else {
         // Zeek keeps the outermost and the innermost of three tags.
         link.inner_vlan = id;
     }
-    Ok(type_or_length(link, field, rest(bytes, 4)))
+    Ok(type_or_length(link, tag.ether_type().0, rest(bytes, tag.slice().len())))
 }
 
 /// LLC. Only a SNAP header with an EtherType leads on.

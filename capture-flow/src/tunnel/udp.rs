@@ -171,7 +171,17 @@ fn looks_like_teredo(bytes: &[u8]) -> bool {
         (Some(first), _) if first >> 4 == 6 => {
             bytes.get(8..12) == PREFIX || bytes.get(24..28) == PREFIX
         }
-        (Some(0), Some(0 | 1)) => behind_teredo_headers(bytes).is_some(),
+        (Some(0), Some(0)) => behind_teredo_headers(bytes).is_some(),
+        // Off its port an authentication header counts only with an origin behind it: STUN
+        // messages begin with the same two bytes.
+        (Some(0), Some(1)) => {
+            let lengths = byte(bytes, 2).zip(byte(bytes, 3));
+            lengths
+                .and_then(|(id, auth)| bytes.get(13 + usize::from(id) + usize::from(auth)..))
+                .is_some_and(|origin| {
+                    be16(origin, 0) == Some(0) && behind_teredo_headers(origin).is_some()
+                })
+        }
         _ => false,
     }
 }
