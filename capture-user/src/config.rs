@@ -263,7 +263,7 @@ fn flow_config(args: &SessionArgs) -> Result<FlowConfig> {
         likely_server_ports: args
             .likely_server_ports
             .clone()
-            .map_or_else(defaults::likely_server_ports, |list| list.0),
+            .map_or_else(FlowConfig::stock_likely_server_ports, |list| list.0),
         local_nets: args.local_nets.clone().map_or_else(defaults::local_nets, |list| list.0),
         vlan_in_key: args.vlan_in_key,
         community_id_seed: args.community_id_seed,

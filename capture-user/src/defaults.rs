@@ -10,27 +10,6 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const SCTP: u8 = 132;
 
-/// TCP ports that a stock Zeek takes for a server's (`likely_server_ports`).
-const TCP_SERVER_PORTS: [u16; 49] = [
-    21, 22, 25, 53, 79, 80, 81, 88, 135, 139, 143, 389, 443, 445, 465, 502, 514, 563, 585, 587,
-    614, 631, 636, 989, 990, 992, 993, 995, 1080, 1434, 1883, 2811, 3128, 3268, 3306, 3389, 5222,
-    5223, 5269, 5432, 6379, 6666, 6667, 6668, 6669, 8000, 8080, 8888, 20000,
-];
-
-/// UDP ports that a stock Zeek takes for a server's.
-const UDP_SERVER_PORTS: [u16; 24] = [
-    53, 67, 88, 123, 137, 161, 162, 389, 443, 514, 1812, 2123, 2152, 3389, 3544, 4011, 4754, 4789,
-    5060, 5072, 5353, 5355, 6081, 20000,
-];
-
-/// The 73 ports that a stock Zeek takes for a server's.
-#[must_use]
-pub fn likely_server_ports() -> Vec<ServerPort> {
-    let tcp = TCP_SERVER_PORTS.iter().map(|&port| ServerPort { port, ip_proto: TCP });
-    let udp = UDP_SERVER_PORTS.iter().map(|&port| ServerPort { port, ip_proto: UDP });
-    tcp.chain(udp).collect()
-}
-
 /// Networks that IANA's special-purpose registries mark as not globally reachable. Zeek counts
 /// these as local too (`Site::private_address_space`), together with their 6to4 forms.
 const LOCAL_V4: [(Ipv4Addr, u8); 13] = [
@@ -153,15 +132,13 @@ fn list(text: &str) -> Vec<&str> {
 
 #[cfg(test)]
 mod tests {
+    use capture_flow::config::FlowConfig;
+
     use super::*;
 
     #[test]
     fn zeek_has_73_ports() {
-        let ports = likely_server_ports();
-        assert_eq!(ports.len(), 73);
-        assert!(ports.contains(&ServerPort { port: 22, ip_proto: TCP }));
-        assert!(ports.contains(&ServerPort { port: 53, ip_proto: UDP }));
-        assert!(!ports.contains(&ServerPort { port: 123, ip_proto: TCP }));
+        assert_eq!(FlowConfig::stock_likely_server_ports().len(), 73);
     }
 
     #[test]
