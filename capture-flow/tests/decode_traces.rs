@@ -134,9 +134,9 @@ impl Tally {
         let mut services = Services::new(4);
         let found = services.observe(detector, carrier, from_low, offsets[side], payload);
         offsets[side] += payload.len() as u32;
-        if let Some(service) = found.and_then(|found| found.service) {
-            self.found.push(service.as_str().into());
-        }
+        let Some(found) = found else { return };
+        self.found.extend(found.service.map(|service| service.as_str().to_owned()));
+        self.found.extend(found.detail.and_then(|detail| detail.server_name).map(String::from));
     }
 }
 
