@@ -5,10 +5,11 @@ use std::io;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use arrow::array::{AsArray, BooleanArray, RecordBatch};
+use arrow::array::{AsArray, BooleanArray, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::TimestampNanosecondType;
+use arrow::datatypes::{DataType, Field, Schema, TimestampNanosecondType};
 use arrow::error::ArrowError;
 use capture_flow::time::Nanos;
 use parquet::arrow::ProjectionMask;
@@ -21,6 +22,8 @@ use crate::layout;
 use crate::store::Store;
 
 use super::live;
+use super::schema::schema;
+use super::seal::{SENSOR, SENSOR_KEY};
 
 /// Rows of a batch handed to the visitor.
 const BATCH_ROWS: usize = 8192;
@@ -161,6 +164,24 @@ impl<'a> Plan<'a> {
         Ok(Self { what, read, columns })
     }
 
+    /// Puts the column `sensor` back in its place, if it is asked for.
+    fn with_sensor(&self, batch: RecordBatch, sensor: &str) -> Result<RecordBatch, ArrowError> {
+        let Some(place) = self.read.iter().position(|name| name == SENSOR) else {
+            return Ok(batch);
+        };
+        let mut columns = batch.columns().to_vec();
+        let mut fields = batch.schema().fields().to_vec();
+        if place > columns.len() {
+            return Err(ArrowError::SchemaError("columns are missing".to_owned()));
+        }
+        columns.insert(
+            place,
+            Arc::new(StringArray::from_iter_values(std::iter::repeat_n(sensor, batch.num_rows()))),
+        );
+        fields.insert(place, Arc::new(Field::new(SENSOR, DataType::Utf8, false)));
+        RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+    }
+
     /// Hands over the rows within the window.
     fn hand_over(
         &self,
@@ -239,8 +260,10 @@ fn read_sealed(
         }
         Err(error) => return Err(error.to_string()),
     };
+    let mut sensor = String::new();
     let opened = guarded(|| {
-        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(false);
+        // Parquet's own types are ours; the Arrow types beside them are for pyarrow.
+        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options)?;
         let mut groups = Vec::new();
         for group in 0..builder.metadata().num_row_groups() {
@@ -254,9 +277,12 @@ fn read_sealed(
                 report.row_groups_skipped += 1;
             }
         }
-        let roots = plan.read.iter().map(String::as_str);
+        let metadata = builder.metadata().file_metadata().key_value_metadata();
+        let entry = metadata.and_then(|all| all.iter().find(|entry| entry.key == SENSOR_KEY));
+        sensor = entry.and_then(|entry| entry.value.clone()).unwrap_or_default();
+        let roots = plan.read.iter().map(String::as_str).filter(|name| *name != SENSOR);
         let places: Result<Vec<usize>, ArrowError> =
-            roots.map(|name| builder.schema().index_of(name)).collect();
+            roots.map(|name| place_of(builder.schema(), name)).collect();
         let mask = ProjectionMask::roots(builder.parquet_schema(), places?);
         builder.with_row_groups(groups).with_projection(mask).with_batch_size(BATCH_ROWS).build()
     });
@@ -265,11 +291,24 @@ fn read_sealed(
         let Some(batch) = guarded(|| reader.next().transpose())? else {
             return Ok(ControlFlow::Continue(()));
         };
-        let flow = plan.hand_over(&batch, report, visit).map_err(|error| error.to_string())?;
+        let flow = plan
+            .with_sensor(batch, &sensor)
+            .and_then(|batch| plan.hand_over(&batch, report, visit))
+            .map_err(|error| error.to_string())?;
         if flow.is_break() {
             return Ok(flow);
         }
     }
+}
+
+/// Where a file has a column of the log, which must have the log's type.
+fn place_of(file: &Schema, name: &str) -> Result<usize, ArrowError> {
+    let place = file.index_of(name)?;
+    let ours = schema();
+    if !file.field(place).data_type().equals_datatype(ours.field_with_name(name)?.data_type()) {
+        return Err(ArrowError::SchemaError(format!("column {name} has another type")));
+    }
+    Ok(place)
 }
 
 /// Whether any of the values can be in one of the columns of a row group, by its Bloom filters.

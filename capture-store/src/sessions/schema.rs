@@ -1,7 +1,14 @@
 //! The columns of the session log.
 //!
 //! Counts and ports are signed (Int64, Int32): Spark has no unsigned types and reads UINT64 as a
-//! decimal, and no count comes near 2⁶³. Times are nanoseconds in UTC.
+//! decimal, and no count comes near 2⁶³.
+//!
+//! Times are nanoseconds in UTC, as the frames' are: DuckDB, pyarrow and DataFusion read them as
+//! they are. Spark has microseconds; it refuses such a column (SPARK-40819) unless
+//! `spark.sql.legacy.parquet.nanosAsLong` is true (3.3.2, 3.4 and later), and then gives a long
+//! that `timestamp_micros(ts div 1000)` turns into a timestamp.
+//!
+//! Sealed files leave `sensor` to their partition key of that name; open tails have it.
 
 use std::sync::{Arc, LazyLock};
 

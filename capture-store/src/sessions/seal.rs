@@ -12,7 +12,7 @@ use capture_flow::time::Nanos;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::SortingColumn;
+use parquet::file::metadata::{KeyValue, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
@@ -29,6 +29,11 @@ const PAGE_ROWS: usize = 1 << 13;
 /// Columns that a question names a value of: with a Bloom filter, row groups without the value
 /// are not read.
 const ASKED_FOR: [&str; 4] = ["uid", "orig_h", "resp_h", "community_id"];
+
+/// The column that sealed files have in their path and metadata.
+pub(super) const SENSOR: &str = "sensor";
+/// The sensor's name in a file's metadata.
+pub(super) const SENSOR_KEY: &str = "stillwire.sensor";
 
 /// Why an open tail is not sealed. It stays, is read as it is, and the next start seals it.
 #[derive(Debug, thiserror::Error)]
@@ -162,20 +167,22 @@ impl PendingSeal {
         };
         layout::remove_if_there(path).map_err(io)?;
         let file = layout::create_new(path).map_err(io)?;
-        let mut writer =
-            ArrowWriter::try_new(file, schema(), Some(properties())).map_err(parquet)?;
-        writer.write(rows).map_err(parquet)?;
+        let rows = without_sensor(rows).map_err(parquet)?;
+        let mut writer = ArrowWriter::try_new(file, rows.schema(), Some(properties(&self.sensor)))
+            .map_err(parquet)?;
+        writer.write(&rows).map_err(parquet)?;
         writer.into_inner().map_err(parquet)
     }
 }
 
-fn properties() -> WriterProperties {
+fn properties(sensor: &str) -> WriterProperties {
     let mut properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_data_page_row_count_limit(PAGE_ROWS)
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_created_by(format!("stillwire {}", env!("CARGO_PKG_VERSION")))
+        .set_key_value_metadata(Some(vec![KeyValue::new(SENSOR_KEY.to_owned(), sensor.to_owned())]))
         // Column 0 is `ts`.
         .set_sorting_columns(Some(vec![SortingColumn {
             column_idx: 0,
@@ -190,6 +197,16 @@ fn properties() -> WriterProperties {
     }
     // Hardly any value comes twice: a dictionary would only be built and thrown away.
     properties.set_column_dictionary_enabled(ColumnPath::from("uid"), false).build()
+}
+
+/// Takes the column `sensor` out: it is the partition key of that name, and pyarrow refuses to
+/// read a directory as one table whose files have a key's column, too. The name itself, which
+/// the path has only as far as paths allow, is kept in the file's metadata.
+fn without_sensor(rows: &RecordBatch) -> Result<RecordBatch, ParquetError> {
+    let columns = rows.schema();
+    let kept = columns.fields().iter().enumerate().filter(|(_, field)| field.name() != SENSOR);
+    let places: Vec<usize> = kept.map(|(place, _)| place).collect();
+    Ok(rows.project(&places)?)
 }
 
 fn sorted(batches: &[RecordBatch]) -> Result<RecordBatch, ParquetError> {
