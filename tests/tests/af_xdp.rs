@@ -139,7 +139,7 @@ fn all_arrive(wire: &Wire, mode: Mode, sent: Frames) -> Result<()> {
             let mut last = start;
             for frame in queue {
                 assert_eq!(frame.len, sent.bytes as usize);
-                assert_eq!(frame.parts > 1, sent.bytes > 2048 - 256, "{} parts", frame.parts);
+                assert_eq!(frame.parts > 1, sent.bytes > 2048 - 272, "{} parts", frame.parts);
                 assert!(frame.ts >= last, "{} after {last}", frame.ts);
                 last = frame.ts;
             }

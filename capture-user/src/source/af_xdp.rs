@@ -10,14 +10,12 @@ use capture_flow::time::Nanos;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::clock::{self, StampTime};
-use super::umem::{Binding, MAX_HELD, MAX_PIECES, Rings, Sizes};
+use super::umem::{Binding, HEADROOM, MAX_HELD, MAX_PIECES, Rings, Sizes};
 use super::{BATCH, Received, Source, SourceCounters, SourceError, SourceFrame};
 use crate::link::Link;
 use crate::privilege;
 use crate::program::{AttachMode, Program};
 
-/// Bytes of a chunk that the kernel keeps in front of a frame (`XDP_PACKET_HEADROOM`).
-const HEADROOM: u32 = 256;
 /// Ethernet header and two VLAN tags, which an MTU does not count.
 const LINK_HEADERS: u32 = 14 + 8;
 /// How long a queue is waited for that a closed socket has not left yet: the kernel takes sockets
@@ -34,7 +32,7 @@ pub struct AfXdpConfig {
     pub queue: u32,
     /// Slots of the receive ring, a power of two: so many frames wait at most.
     pub ring_size: u32,
-    /// Bytes of a chunk of memory, 2048 or 4096. A frame that does not fit in one, less 256 bytes
+    /// Bytes of a chunk of memory, 2048 or 4096. A frame that does not fit in one, less 272 bytes
     /// of headroom, takes several.
     pub frame_size: u32,
 }

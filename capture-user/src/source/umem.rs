@@ -26,6 +26,13 @@ pub(super) const MAX_PIECES: usize = 64;
 /// Descriptors that can be in our hands: the pieces of a frame whose end has not come, and a batch.
 pub(super) const MAX_HELD: usize = MAX_PIECES + BATCH;
 
+/// Bytes of a chunk in front of the frame that are ours to choose. The kernel adds its own 256
+/// (`XDP_PACKET_HEADROOM`). A stamp's length, so that the stamp begins a cache line and shares it
+/// with the headers of the frame: without, every frame would cost one line more.
+const STAMP_ROOM: u32 = FrameStamp::LEN as u32;
+/// Bytes of a chunk that no frame uses.
+pub(super) const HEADROOM: u32 = 256 + STAMP_ROOM;
+
 /// Nothing is ever sent, but xsk-rs always sets up these two rings: the smallest will do.
 const UNUSED_RING: u32 = 2;
 
@@ -46,7 +53,7 @@ pub(super) struct Sizes {
     /// Chunks of memory, a power of two: the fill ring has as many slots, so that there is always
     /// room to give a chunk back.
     pub(super) chunks: u32,
-    /// Bytes of a chunk, headroom of 256 included: 2048 or 4096.
+    /// Bytes of a chunk, [`HEADROOM`] included: 2048 or 4096.
     pub(super) chunk_bytes: u32,
 }
 
@@ -88,6 +95,7 @@ impl Rings {
             .frame_size(FrameSize::new(sizes.chunk_bytes).map_err(invalid)?)
             .fill_queue_size(QueueSize::new(sizes.chunks).map_err(invalid)?)
             .comp_queue_size(QueueSize::new(UNUSED_RING).map_err(invalid)?)
+            .frame_headroom(STAMP_ROOM)
             .build()
             .map_err(invalid)?;
         let chunks = NonZeroU32::new(sizes.chunks).ok_or(io::ErrorKind::InvalidInput)?;
@@ -144,6 +152,11 @@ impl Rings {
         let Some(room) = self.held.get_mut(self.count..end) else { return 0 };
         // SAFETY: the ring and the memory belong together, they were made in `bind`.
         let taken = unsafe { self.rx.consume(room) };
+        // Another core has just written the frames. Fetching all their first lines at once takes
+        // a good quarter off the time that a batch of small frames takes here.
+        for descriptor in room.iter().take(taken) {
+            self.memory.prefetch(descriptor.addr().saturating_sub(FrameStamp::LEN));
+        }
         self.count = self.count.saturating_add(taken);
         taken
     }
@@ -248,6 +261,21 @@ impl Memory {
         let len = usize::try_from(u64::from(sizes.chunks) * u64::from(sizes.chunk_bytes)).ok()?;
         // The memory is a mapping, which no Rust allocation describes: its address is all there is.
         Some(Self { base: ptr::with_exposed_provenance_mut(base), len })
+    }
+
+    /// Asks the cache for the line of a byte that will be read soon.
+    #[inline]
+    fn prefetch(&self, at: usize) {
+        let place = self.base.wrapping_add(at);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint that every x86-64 knows: it reads nothing into the program and never
+        // faults, wherever it points.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(place.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = place;
     }
 
     #[inline]
