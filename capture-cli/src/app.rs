@@ -149,10 +149,10 @@ fn sessions(args: &SessionsArgs, stores: &[PathBuf]) -> anyhow::Result<End> {
     let omitted = output::write(args.format, &rows, &clock, &Look::of_stdout(), &mut out)?;
     out.flush()?;
     drop(out);
-    if omitted.without_ip > 0 {
+    if omitted.no_session_in_zeek > 0 {
         complain(&format!(
             "{} sessions left out: conn.log has no place for those without IP, tunnel carriers and ESP",
-            omitted.without_ip
+            omitted.no_session_in_zeek
         ));
     }
     let more = answer.total.saturating_sub(rows.len() as u64);

@@ -111,16 +111,12 @@ impl Row {
         self.has_ports() && self.orig.port == 0 && self.resp.port == 0
     }
 
-    /// Whether the frames carried IP that could not be decoded, so that every question about IP
-    /// stays open.
+    /// Whether the frames may have carried IP that nobody could read, so that every question
+    /// about IP stays open: IP itself under its EtherType but without an IP header, MPLS with an
+    /// unknown payload (a label does not say what follows), and MACsec, which encrypts.
+    /// PPPoE is not among them: what carries IP there is decoded, the rest is PPP's own traffic.
     #[must_use]
     pub fn may_hide_ip(&self) -> bool {
-        // IPv4, IPv6, MPLS, PPPoE session, VLAN tags and IEEE 802.1ah.
-        matches!(
-            self.protocol,
-            Protocol::Ether(
-                0x0800 | 0x86dd | 0x8847 | 0x8848 | 0x8864 | 0x8100 | 0x88a8 | 0x9100 | 0x88e7
-            )
-        )
+        matches!(self.protocol, Protocol::Ether(0x0800 | 0x86dd | 0x8847 | 0x8848 | 0x88e5))
     }
 }

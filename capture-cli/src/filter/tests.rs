@@ -122,6 +122,14 @@ fn tests_match_what_they_name() {
 }
 
 #[test]
+fn a_uid_needs_no_keyword() {
+    for uid in ["CGFvgANBZufIEalfeW", "C00000000000000001", "CHhAvVGS1DHFjwGM9"] {
+        let uid_test = Expr::Test(Test::Text(TextColumn::Uid, uid.to_owned()));
+        assert_eq!(parse(uid).unwrap().expr, uid_test);
+    }
+}
+
+#[test]
 fn a_guessed_originator_leaves_open_only_what_depends_on_it() {
     let row = Row { direction_certain: false, ..row() };
     assert_eq!(ask("orig host 10.0.0.1", &row), Truth::Maybe);

@@ -64,15 +64,13 @@ pub(super) fn guess(word: &str) -> Option<Kind> {
     }
 }
 
-/// Whether a word looks like a session's identity: `C` and base62 digits.
+/// Whether a word looks like a session's identity: `C` and 16 or 17 base62 digits, among which
+/// there need not be a numeral. No keyword is that long.
 #[must_use]
 pub fn is_uid(word: &str) -> bool {
-    word.len() >= 16
-        && word.len() <= 24
+    (17..=18).contains(&word.len())
         && word.starts_with('C')
         && word.bytes().all(|b| b.is_ascii_alphanumeric())
-        // A long host name in capitals has no digit; seventeen base62 digits nearly always do.
-        && word.bytes().any(|b| b.is_ascii_digit())
 }
 
 /// The test that an identifier asks for.

@@ -31,8 +31,8 @@ pub enum Format {
 /// Rows that a format has no place for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Omitted {
-    /// Sessions without IP, and over IP those that `Protocol::is_in_zeeks_log` leaves out.
-    pub without_ip: u64,
+    /// Sessions that Zeek has none for: without IP, and those that stand for a carrier here.
+    pub no_session_in_zeek: u64,
 }
 
 /// Writes the rows in order.

@@ -116,9 +116,9 @@ fn seconds(micros: i64) -> String {
 }
 
 /// conn.log holds sessions over IP only, and not those that stand for a carrier here.
-fn with_ip<'a>(rows: &'a [Row], omitted: &mut Omitted) -> Vec<&'a Row> {
+fn in_zeeks_log<'a>(rows: &'a [Row], omitted: &mut Omitted) -> Vec<&'a Row> {
     let kept: Vec<_> = rows.iter().filter(|row| row.protocol.is_in_zeeks_log()).collect();
-    omitted.without_ip = (rows.len() - kept.len()) as u64;
+    omitted.no_session_in_zeek = (rows.len() - kept.len()) as u64;
     kept
 }
 
@@ -136,7 +136,7 @@ pub(super) fn tsv(rows: &[Row], clock: &Clock, out: &mut impl Write) -> io::Resu
     )?;
     let mut omitted = Omitted::default();
     let mut line = String::new();
-    for row in with_ip(rows, &mut omitted) {
+    for row in in_zeeks_log(rows, &mut omitted) {
         line.clear();
         for (number, (_, _, value)) in COLUMNS.iter().enumerate() {
             if number > 0 {
@@ -194,7 +194,7 @@ fn push_text(line: &mut String, text: &str, separator: &str) {
 /// The JSON form.
 pub(super) fn json(rows: &[Row], out: &mut impl Write) -> io::Result<Omitted> {
     let mut omitted = Omitted::default();
-    for row in with_ip(rows, &mut omitted) {
+    for row in in_zeeks_log(rows, &mut omitted) {
         out.write_all(b"{")?;
         let mut first = true;
         for (name, _, value) in &COLUMNS {
