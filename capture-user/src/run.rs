@@ -1,7 +1,5 @@
 //! What `capture` and `replay` have in common: the store, the threads that keep it, their end.
 
-use std::fs;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, Thread};
@@ -19,6 +17,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use tracing::{info, warn};
 
 use crate::account::WorkerCounts;
+use crate::budget::{Disk, Keeper};
 use crate::config::{Config, Space};
 use crate::confine::Kept;
 use crate::flush::{End, Flush, FlushTotals, ReplayedFiles};
@@ -62,41 +61,6 @@ pub struct Run {
     news_out: Receiver<KeeperNews>,
     seals: Sender<PendingSeal>,
     seals_out: Receiver<PendingSeal>,
-}
-
-/// Bytes that the store takes.
-#[derive(Debug, Default)]
-pub struct Disk {
-    packets: AtomicU64,
-    sessions: AtomicU64,
-}
-
-impl Disk {
-    /// Looks again.
-    pub fn look(&self, store: &OwnedStore) {
-        self.look_at(&store.layout().pcap(), &store.layout().sessions());
-    }
-
-    fn look_at(&self, packets: &Path, sessions: &Path) {
-        self.packets.store(allocated(packets), Ordering::Relaxed);
-        self.sessions.store(allocated(sessions), Ordering::Relaxed);
-    }
-}
-
-/// Bytes that a directory's files take on disk, those not yet filled included.
-fn allocated(dir: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(entries) = fs::read_dir(dir) else {
-        return 0;
-    };
-    entries.flatten().fold(0, |sum, entry| {
-        let bytes = match entry.metadata() {
-            Ok(kind) if kind.is_dir() => allocated(&entry.path()),
-            Ok(kind) => kind.blocks().saturating_mul(512),
-            Err(_) => 0,
-        };
-        sum.saturating_add(bytes)
-    })
 }
 
 impl Run {
@@ -162,8 +126,7 @@ impl Run {
     /// Bytes that the store takes now.
     #[must_use]
     pub fn held(&self) -> u64 {
-        let Disk { packets, sessions } = &*self.disk;
-        packets.load(Ordering::Relaxed).saturating_add(sessions.load(Ordering::Relaxed))
+        self.disk.packets().saturating_add(self.disk.sessions())
     }
 
     /// Session rules of one worker.
@@ -213,17 +176,14 @@ impl Run {
     /// # Errors
     /// The thread cannot be started.
     pub fn start_sealer(&self, space: Space) -> Result<Sealer> {
-        let disk = Arc::clone(&self.disk);
-        let (packets, sessions) = (self.store.layout().pcap(), self.store.layout().sessions());
-        let store = Arc::clone(&self.store);
+        let mut keeper = Keeper::new(Arc::clone(&self.store), space, Arc::clone(&self.disk));
         let kept = self.kept;
         let mut confined = false;
         let after = move |news: &Sender<KeeperNews>| {
             if !std::mem::replace(&mut confined, true) {
                 kept.confine();
             }
-            crate::budget::keep(&store, space, news);
-            disk.look_at(&packets, &sessions);
+            keeper.keep(news);
         };
         let (seals, news) = (self.seals_out.clone(), self.news.clone());
         Sealer::start(self.lanes.clone(), seals, SealPolicy::default(), news, after)
@@ -330,8 +290,8 @@ impl Run {
             sessions: counts.sessions,
             rows: load(&self.totals.rows),
             rows_lost: counts.rows_lost.saturating_add(load(&self.totals.rows_unwritable)),
-            packet_bytes: load(&self.disk.packets),
-            session_bytes: load(&self.disk.sessions),
+            packet_bytes: self.disk.packets(),
+            session_bytes: self.disk.sessions(),
         }
     }
 
