@@ -225,6 +225,9 @@ impl Services {
         if let Some(look) = quic::datagram(payload, &mut self.slots, &mut detector.ticket) {
             return look;
         }
+        if let Some(look) = tls::datagram(payload) {
+            return look;
+        }
         if detector.service.is_some() {
             return Look::no();
         }

@@ -1,5 +1,5 @@
-//! TLS (RFC 8446, back to SSL 3): the first handshake message of either end, and the names in a
-//! ClientHello (RFC 6066, RFC 7301).
+//! TLS (RFC 8446, back to SSL 3) and DTLS (RFC 6347): the first handshake message of either end,
+//! and the names in a ClientHello (RFC 6066, RFC 7301).
 
 use super::{Look, name};
 use crate::decode::bytes::{be16, byte};
@@ -44,6 +44,33 @@ pub(super) fn stream(bytes: &[u8]) -> Look {
     }
 }
 
+/// DTLS: a handshake message of the first epoch. Later ones are encrypted.
+pub(super) fn datagram(bytes: &[u8]) -> Option<Look> {
+    const HEADER: usize = 13;
+    const HELLO_VERIFY_REQUEST: u8 = 3;
+    const MESSAGE: usize = 12;
+    let version = be16(bytes, 1)?;
+    if byte(bytes, 0)? != HANDSHAKE
+        || !matches!(version, 0xfeff | 0xfefd | 0xfefc)
+        || be16(bytes, 3)? != 0
+    {
+        return None;
+    }
+    let message = bytes.get(HEADER..)?.get(..usize::from(be16(bytes, 11)?))?;
+    // Type, length, sequence number, then the place of this fragment.
+    let (kind, body) = (byte(message, 0)?, message.get(MESSAGE..)?);
+    let look = Look::yes(Service::Tls);
+    match kind {
+        // A message in one piece repeats its length as the fragment's.
+        CLIENT_HELLO if message.get(1..4) == message.get(9..12) => {
+            let detail = extensions(body, true).map(names);
+            Some(Look { detail: detail.and_then(told), ..look })
+        }
+        CLIENT_HELLO | SERVER_HELLO | HELLO_VERIFY_REQUEST => Some(look),
+        _ => None,
+    }
+}
+
 /// The handshake bytes of the records at the start, whole or cut off.
 fn unwrap_records(mut bytes: &[u8]) -> (Vec<u8>, bool) {
     let mut message = Vec::with_capacity(bytes.len());
@@ -74,12 +101,14 @@ impl Hello {
     /// The names it told, if any.
     pub(super) fn names(self) -> Option<ServiceDetail> {
         match self {
-            Self::Whole(detail) if detail.server_name.is_some() || detail.alpn.is_some() => {
-                Some(detail)
-            }
+            Self::Whole(detail) => told(detail),
             _ => None,
         }
     }
+}
+
+fn told(detail: ServiceDetail) -> Option<ServiceDetail> {
+    (detail.server_name.is_some() || detail.alpn.is_some()).then_some(detail)
 }
 
 /// Reads a handshake message without record headers.
@@ -94,13 +123,17 @@ pub(super) fn client_hello(bytes: &[u8]) -> Hello {
     let len = usize::from(high) << 16 | usize::from(low);
     let body = bytes.get(MESSAGE_HEADER..).unwrap_or(&[]);
     let Some(body) = body.get(..len) else { return Hello::More };
-    extensions(body).map_or(Hello::No, |extensions| Hello::Whole(names(extensions)))
+    extensions(body, false).map_or(Hello::No, |extensions| Hello::Whole(names(extensions)))
 }
 
-/// The extensions behind version, random, session ID, cipher suites and compression methods.
-fn extensions(body: &[u8]) -> Option<&[u8]> {
+/// The extensions behind version, random, session ID, in DTLS a cookie, cipher suites and
+/// compression methods.
+fn extensions(body: &[u8], has_cookie: bool) -> Option<&[u8]> {
     let mut at = 34;
     at += 1 + usize::from(byte(body, at)?);
+    if has_cookie {
+        at += 1 + usize::from(byte(body, at)?);
+    }
     at += 2 + usize::from(be16(body, at)?);
     at += 1 + usize::from(byte(body, at)?);
     if at == body.len() {
@@ -221,6 +254,29 @@ pub(super) mod tests {
         message.extend(body);
         let look = stream(&record(&message));
         assert!(look.service.is_some() && look.detail.is_none() && !look.more);
+    }
+
+    #[test]
+    fn names_of_a_dtls_hello() {
+        let hello = hello("example.com");
+        // The cookie's length goes behind the empty session ID.
+        let mut body = hello[4..].to_vec();
+        body.insert(35, 0);
+        let len = [0, 0, body.len() as u8];
+        let mut bytes =
+            vec![HANDSHAKE, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, body.len() as u8 + 12];
+        bytes.push(CLIENT_HELLO);
+        bytes.extend(len);
+        bytes.extend([0; 5]);
+        bytes.extend(len);
+        bytes.extend(&body);
+        let look = datagram(&bytes).unwrap();
+        assert_eq!((look.service, look.detail), (Some(Service::Tls), Some(expected())));
+        for cut in 0..bytes.len() {
+            assert!(datagram(&bytes[..cut]).is_none());
+        }
+        bytes[4] = 1;
+        assert!(datagram(&bytes).is_none(), "an encrypted epoch");
     }
 
     #[test]
