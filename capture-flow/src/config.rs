@@ -149,6 +149,9 @@ pub struct FlowConfig {
     pub local_nets: Vec<Network>,
     /// Whether VLAN tags separate sessions with equal addresses.
     pub vlan_in_key: bool,
+    /// Whether other workers may see the other direction of this worker's sessions, so that half
+    /// a TCP session must not be taken for an attempt without an answer.
+    pub halves: bool,
     /// Seed of the Community ID (0 unless a site agreed on another).
     pub community_id_seed: u16,
     /// Memory for one worker's sessions, in bytes: it fixes how many are held at once.
@@ -216,6 +219,7 @@ impl Default for FlowConfig {
             likely_server_ports: Self::stock_likely_server_ports(),
             local_nets: Vec::new(),
             vlan_in_key: false,
+            halves: false,
             community_id_seed: 0,
             table_bytes: 64 << 20,
             fragment_bytes: 8 << 20,

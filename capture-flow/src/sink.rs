@@ -3,6 +3,7 @@
 use crate::frame::PcapPosition;
 use crate::key::FlowHash;
 use crate::record::SessionRecord;
+use crate::time::Nanos;
 
 /// Eight bytes per session that belong to the recorder: it notes there under which number the
 /// session is known in the segment being filled. The table keeps them and never looks inside.
@@ -27,4 +28,37 @@ pub struct SessionUpdate {
     pub record: SessionRecord,
     /// The hash of the session's key, under which halves seen by two workers find each other.
     pub flow: FlowHash,
+    /// Zeek's start of the session; the row's `ts` may be an earlier fragment's.
+    pub start: Nanos,
+    /// Zeek's last_time: `start` plus the duration.
+    pub last_time: Nanos,
+    /// Payload bytes of originator and responder, also where the row leaves them unset.
+    pub bytes: [u64; 2],
+    /// When the letters of the history were written.
+    pub letter_times: LetterTimes,
+}
+
+/// When the first letters of a history were written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LetterTimes {
+    times: [Nanos; Self::CAPACITY],
+}
+
+impl LetterTimes {
+    /// Letters whose time is kept; later ones count as written with the last of them. Half a
+    /// session has its control letters among these unless it resends a lot.
+    pub const CAPACITY: usize = 12;
+
+    /// Notes when the letter at a place was written.
+    pub(crate) fn note(&mut self, place: usize, at: Nanos) {
+        if let Some(time) = self.times.get_mut(place.min(Self::CAPACITY - 1)) {
+            *time = at;
+        }
+    }
+
+    /// When the letter at a place was written.
+    #[must_use]
+    pub fn get(&self, place: usize) -> Nanos {
+        self.times[place.min(Self::CAPACITY - 1)]
+    }
 }

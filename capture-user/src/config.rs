@@ -266,6 +266,8 @@ fn flow_config(args: &SessionArgs) -> Result<FlowConfig> {
             .map_or_else(FlowConfig::stock_likely_server_ports, |list| list.0),
         local_nets: args.local_nets.clone().map_or_else(defaults::local_nets, |list| list.0),
         vlan_in_key: args.vlan_in_key,
+        // Known once the queues are.
+        halves: false,
         community_id_seed: args.community_id_seed,
         table_bytes: bytes("table-memory", args.table_memory)?,
         fragment_bytes: bytes("fragment-memory", args.fragment_memory)?,

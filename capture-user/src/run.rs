@@ -132,7 +132,7 @@ impl Run {
     /// Session rules of one worker.
     #[must_use]
     pub fn flow(&self, worker: u16) -> FlowConfig {
-        FlowConfig { worker, ..self.flow.clone() }
+        FlowConfig { worker, halves: self.workers.len() > 1, ..self.flow.clone() }
     }
 
     /// What a segment of one worker shall be.

@@ -331,7 +331,12 @@ impl Core {
         let hot = &mut self.hot[slot as usize];
         let cold = &mut self.cold[slot as usize];
         let Transport::Tcp(tcp) = &mut hot.transport else { return };
-        let mut notes = Notes { seen: &mut hot.seen, history: &mut cold.history };
+        let mut notes = Notes {
+            seen: &mut hot.seen,
+            history: &mut cold.history,
+            times: &mut cold.letter_times,
+            now: ts,
+        };
         match counted.checksum {
             Checksum::Accepted => {}
             Checksum::Bad => {
@@ -350,9 +355,12 @@ impl Core {
             tcp.only_syn_ack() && !control && notes.history.as_str() == SYN_ACK_FROM_ORIG;
         if missed_syn {
             tcp.flip_after_syn_ack();
+            // The SYN-ACK stays at the beginning, whatever is written in front of it.
             *notes.history = History::default();
-            notes.history.push(b'^');
-            notes.history.push(b'h');
+            notes.now = cold.start;
+            notes.write(b'^');
+            notes.write(b'h');
+            notes.now = ts;
         }
         let is_orig = is_orig != missed_syn;
         let mut effect = tcp.segment(is_orig, segment, &mut notes);
@@ -389,7 +397,8 @@ impl Core {
         {
             effect.state_changed |= self.detect(slot, Carrier::Tcp, is_orig, offset, payload);
         }
-        if effect.state_changed {
+        let goes_on = self.halves && self.hot[slot as usize].class == Class::TcpAttempt;
+        if effect.state_changed || goes_on {
             self.reclass_tcp(slot, &effect, ts);
         }
     }
@@ -430,8 +439,13 @@ impl Core {
         let (orig, resp) = (tcp.orig(), tcp.resp());
         let reset = orig.state == EndState::Reset || resp.state == EndState::Reset;
         let unseen = orig.state == EndState::Inactive || resp.state == EndState::Inactive;
+        // Where another worker may see the other side, an originator that goes on had an answer,
+        // and who answers may have to wait for more.
+        let half = self.halves
+            && (hot.seen & Notes::BEYOND_HANDSHAKE != 0 || orig.state == EndState::SynAckSent);
         let attempt = matches!(orig.state, EndState::SynSent | EndState::SynAckSent)
-            && resp.state == EndState::Inactive;
+            && resp.state == EndState::Inactive
+            && !half;
         let (class, deadline) = if effect.closing {
             let grace = if reset { self.timeouts.tcp_reset } else { self.timeouts.tcp_close };
             (Class::TcpClosing, hot.last_time + grace)
@@ -448,7 +462,7 @@ impl Core {
             return;
         } else if hot.interactive {
             (Class::TcpInteractive, hot.deadline)
-        } else if tcp.handshake_done() {
+        } else if tcp.handshake_done() || half {
             (Class::Tcp, hot.deadline)
         } else {
             (Class::TcpHandshake, hot.deadline)
@@ -471,7 +485,12 @@ impl Core {
         let cold = &mut self.cold[slot as usize];
         let Transport::Datagram(datagram) = &mut hot.transport else { return };
         let who = usize::from(!is_orig);
-        let mut notes = Notes { seen: &mut hot.seen, history: &mut cold.history };
+        let mut notes = Notes {
+            seen: &mut hot.seen,
+            history: &mut cold.history,
+            times: &mut cold.letter_times,
+            now: ts,
+        };
         let udp = hot.kind == Kind::Udp;
         match counted.checksum {
             Checksum::Accepted => {}

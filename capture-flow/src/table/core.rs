@@ -75,6 +75,8 @@ impl ServerPorts {
 pub(super) struct Core {
     pub(super) hasher: FlowHasher,
     pub(super) vlan_in_key: bool,
+    /// Whether other workers may see the other direction of a session.
+    pub(super) halves: bool,
     pub(super) server_ports: ServerPorts,
     pub(super) local_nets: Vec<Network>,
     pub(super) timeouts: Timeouts,
@@ -117,6 +119,7 @@ impl Core {
         Ok(Self {
             hasher: FlowHasher::new(config.hash_seed),
             vlan_in_key: config.vlan_in_key,
+            halves: config.halves,
             server_ports: ServerPorts::new(&config),
             local_nets: config.local_nets,
             timeouts: config.timeouts,

@@ -85,6 +85,13 @@ impl Core {
         if reason == RowReason::Interim {
             self.stats.interim_rows += 1;
         }
-        sink.session(SessionUpdate { record, flow: hot.hash });
+        sink.session(SessionUpdate {
+            record,
+            flow: hot.hash,
+            start: cold.start,
+            last_time: hot.last_time,
+            bytes,
+            letter_times: cold.letter_times,
+        });
     }
 }

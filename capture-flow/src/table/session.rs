@@ -5,7 +5,7 @@ use crate::frame::{IfaceId, PcapPosition};
 use crate::key::{FlowHash, MacAddr, PackedKey};
 use crate::record::{History, ServiceDetail, Uid};
 use crate::service::Detector;
-use crate::sink::Mark;
+use crate::sink::{LetterTimes, Mark};
 use crate::tcp::Tcp;
 use crate::time::Nanos;
 use crate::timer::Class;
@@ -116,6 +116,7 @@ pub(super) struct Cold {
     pub(super) l2: [Option<MacAddr>; 2],
     pub(super) pcap_first: Option<PcapPosition>,
     pub(super) history: History,
+    pub(super) letter_times: LetterTimes,
     pub(super) parents: Option<Box<[Uid]>>,
     pub(super) detector: Detector,
     pub(super) detail: Option<Box<ServiceDetail>>,

@@ -11,6 +11,8 @@ pub(crate) use endpoint::{EndState, Endpoint};
 
 use crate::packet::TcpFlags;
 use crate::record::{ConnState, History};
+use crate::sink::LetterTimes;
+use crate::time::Nanos;
 use reassembly::OutOfOrder;
 
 /// A jump in sequence numbers that Zeek does not believe of a SYN or a RST.
@@ -63,6 +65,10 @@ pub(crate) struct Notes<'a> {
     /// One bit per letter, the responder's 16 bits above the originator's.
     pub(crate) seen: &'a mut u32,
     pub(crate) history: &'a mut History,
+    /// When letters were written.
+    pub(crate) times: &'a mut LetterTimes,
+    /// The frame's time.
+    pub(crate) now: Nanos,
 }
 
 /// Bits of [`Notes::seen`].
@@ -77,9 +83,23 @@ mod once {
 }
 
 impl Notes<'_> {
+    /// Bits of [`Self::seen`] that only a session beyond its handshake has: data or a pure
+    /// acknowledgement from either side.
+    pub(crate) const BEYOND_HANDSHAKE: u32 = {
+        let one_side = once::DATA | once::ACK;
+        one_side | one_side << 16
+    };
+
     /// Writes a letter: capital for the originator.
     pub(crate) fn push(&mut self, is_orig: bool, letter: u8) {
-        self.history.push(if is_orig { letter } else { letter.to_ascii_lowercase() });
+        self.write(if is_orig { letter } else { letter.to_ascii_lowercase() });
+    }
+
+    /// Writes a letter as it is.
+    pub(crate) fn write(&mut self, letter: u8) {
+        let place = self.history.as_str().len();
+        self.times.note(place, self.now);
+        self.history.push(letter);
     }
 
     /// Writes a letter the first time; true if it was there before.
@@ -428,7 +448,7 @@ impl Tcp {
                 if reversed {
                     self.flip();
                     std::mem::swap(me, you);
-                    notes.history.push(b'^');
+                    notes.write(b'^');
                     effect.flipped = true;
                     self.set_state(*you, EndState::Established);
                     self.first_seen[ORIG] = true;

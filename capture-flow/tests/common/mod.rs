@@ -157,6 +157,7 @@ pub(crate) fn read_capture(path: &Path) -> Vec<OwnedFrame> {
 #[derive(Default)]
 pub(crate) struct Collected {
     pub(crate) rows: Vec<SessionRecord>,
+    pub(crate) updates: Vec<SessionUpdate>,
     pub(crate) touches: HashMap<PcapPosition, Vec<FlowHash>>,
 }
 
@@ -167,6 +168,7 @@ impl Sink for Collected {
     }
 
     fn session(&mut self, update: SessionUpdate) {
-        self.rows.push(update.record);
+        self.rows.push(update.record.clone());
+        self.updates.push(update);
     }
 }
