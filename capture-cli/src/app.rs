@@ -151,7 +151,8 @@ fn sessions(args: &SessionsArgs, stores: &[PathBuf]) -> anyhow::Result<End> {
     drop(out);
     if omitted.no_session_in_zeek > 0 {
         complain(&format!(
-            "{} sessions left out: conn.log has no place for those without IP, tunnel carriers and ESP",
+            "{} sessions left out: conn.log has no place for those without IP, tunnel carriers, ESP \
+             and incomplete datagrams",
             omitted.no_session_in_zeek
         ));
     }

@@ -104,11 +104,16 @@ impl Row {
         matches!(self.protocol, Protocol::Ip(6 | 17 | 33 | 132 | 136))
     }
 
-    /// Whether its protocol has ports but this row shows none: fragments whose first was never
-    /// seen have no transport header. Real traffic between two ports 0 looks the same.
+    /// Whether it stands for datagrams of which only fragments came: frames without a packet.
+    /// Their addresses and protocol are known, everything behind the IP header is not, and what
+    /// they belong to may be another session in the log.
     #[must_use]
-    pub fn ports_unknown(&self) -> bool {
-        self.has_ports() && self.orig.port == 0 && self.resp.port == 0
+    pub fn is_fragments_only(&self) -> bool {
+        // A session of packets with bad checksums alone counts none either, but has ports and a
+        // history.
+        let packets = self.orig.pkts.saturating_add(self.resp.pkts);
+        let ports = u32::from(self.orig.port) + u32::from(self.resp.port);
+        self.ip_proto().is_some() && packets == 0 && ports == 0 && self.history.is_empty()
     }
 
     /// Whether the frames may have carried IP that nobody could read, so that every question

@@ -7,8 +7,8 @@
 //!   twice, as logged and with the ends swapped; where the answers differ, it is maybe.
 //! - **`service` is null.** Nothing was recognised by content. That is `no` only if no payload
 //!   was seen, else maybe: the sensor may have missed the telling bytes.
-//! - **Ports** of a row whose protocol has ports but which shows 0 and 0: fragments without
-//!   their first.
+//! - **Fragments** of datagrams that never became complete: their ports, their service, and what
+//!   session they belonged to are not known. Only addresses, protocol and link are certain.
 //! - **Addresses and IP protocol** of frames that announce IP but could not be decoded.
 //! - **Payload bytes** where Zeek leaves them unset: anything from 0 to the IP bytes.
 //! - **inbound, outbound, internal, external** where no local networks were configured.
@@ -124,6 +124,11 @@ impl View<'_> {
                 (self.row.vlan == Some(*id) || self.row.inner_vlan == Some(*id)).into()
             }
             Test::Locality(locality) => self.locality(*locality),
+            Test::State(_) | Test::Count(..) | Test::Duration(..)
+                if self.row.is_fragments_only() =>
+            {
+                Truth::Maybe
+            }
             Test::State(state) => (*self.row.conn_state == *state.as_str()).into(),
             Test::Service(service) => self.service(*service),
             Test::Count(count, end, cmp, value) => self.count(*count, *end, *cmp, *value),
@@ -183,7 +188,7 @@ impl View<'_> {
         if !self.row.has_ports() {
             return self.without_ip();
         }
-        if self.row.ports_unknown() {
+        if self.row.is_fragments_only() {
             return Truth::Maybe;
         }
         (first..=last).contains(&side.port).into()
@@ -204,6 +209,7 @@ impl View<'_> {
             // Several may be listed, as Zeek does.
             Some(service) => service.split(',').any(|one| one == wanted.as_str()).into(),
             None if self.row.may_hide_ip() => Truth::Maybe,
+            None if self.row.has_ports() && self.row.is_fragments_only() => Truth::Maybe,
             None if !self.row.has_ports() || self.no_payload() => Truth::False,
             None => Truth::Maybe,
         }

@@ -155,7 +155,13 @@ fn what_a_row_does_not_say_stays_open() {
 
     let mut fragment = row();
     (fragment.orig.port, fragment.resp.port) = (0, 0);
-    assert_eq!(ask("port 22", &fragment), Truth::Maybe);
+    assert_eq!(ask("port 22", &fragment), Truth::False, "port 0 is a port");
+    (fragment.orig.pkts, fragment.resp.pkts) = (0, 0);
+    (fragment.history, fragment.service) = ("".into(), None);
+    for open in ["port 22", "port 0", "service ssh", "state SF", "bytes > 1M", "duration > 1h"] {
+        assert_eq!(ask(open, &fragment), Truth::Maybe, "{open}");
+    }
+    assert_eq!(ask("host 10.0.0.9", &fragment), Truth::False);
     assert_eq!(ask("tcp", &fragment), Truth::True);
     assert_eq!(ask("udp port 22", &fragment), Truth::False);
 
@@ -339,6 +345,10 @@ prop_compose! {
     ) -> Row {
         let mut row = Row { direction_certain: certain, service, protocol, ..row() };
         (row.orig.port, row.resp.port) = ports;
+        if ports == (0, 0) {
+            (row.orig.pkts, row.resp.pkts) = (0, 0);
+            row.history = "".into();
+        }
         (row.orig.bytes, row.resp.bytes) = (bytes.0.map(u64::from), bytes.1.map(u64::from));
         (row.orig.local, row.resp.local) = local;
         if let Protocol::Ether(_) = protocol {
@@ -410,7 +420,7 @@ proptest! {
             let holds = match &clause {
                 Clause::Address(nets) => row.may_hide_ip() || [&row.orig, &row.resp].iter().any(
                     |end| matches!(end.addr, Address::Ip(addr) if nets.iter().any(|n| n.contains(addr)))),
-                Clause::Port(ranges) => row.may_hide_ip() || row.ports_unknown()
+                Clause::Port(ranges) => row.may_hide_ip() || row.is_fragments_only()
                     || [&row.orig, &row.resp].iter().any(
                         |end| ranges.iter().any(|(a, b)| (*a..=*b).contains(&end.port))),
                 Clause::Uid(uids) => uids.iter().any(|uid| **uid == *row.uid),

@@ -115,9 +115,13 @@ fn seconds(micros: i64) -> String {
     format!("{sign}{}.{:06}", micros / 1_000_000, micros % 1_000_000)
 }
 
-/// conn.log holds sessions over IP only, and not those that stand for a carrier here.
+/// conn.log holds sessions over IP only, not those that stand for a carrier here, and none for
+/// datagrams that never became complete.
 fn in_zeeks_log<'a>(rows: &'a [Row], omitted: &mut Omitted) -> Vec<&'a Row> {
-    let kept: Vec<_> = rows.iter().filter(|row| row.protocol.is_in_zeeks_log()).collect();
+    let kept: Vec<_> = rows
+        .iter()
+        .filter(|row| row.protocol.is_in_zeeks_log() && !row.is_fragments_only())
+        .collect();
     omitted.no_session_in_zeek = (rows.len() - kept.len()) as u64;
     kept
 }
