@@ -1,4 +1,5 @@
 //! The ledger's chain, through the public interface.
+#![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;

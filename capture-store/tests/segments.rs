@@ -1,4 +1,5 @@
 //! Segments from preparation to recovery, through the public interface.
+#![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
 use std::collections::BTreeMap;
 use std::fs;

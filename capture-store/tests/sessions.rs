@@ -1,4 +1,5 @@
 //! The session log from rows to answers, through the public interface.
+#![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,5 @@
 //! Who may open a store, and what a store refuses.
+#![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

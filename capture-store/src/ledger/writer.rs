@@ -165,19 +165,33 @@ struct End {
 fn last_line(path: &Path) -> io::Result<Option<End>> {
     let file = File::open(path)?;
     let len = file.metadata()?.len();
-    let from = len.saturating_sub(LINE_LIMIT);
-    let mut tail = vec![0; usize::try_from(len - from).unwrap_or(0)];
-    file.read_exact_at(&mut tail, from)?;
-    let body = tail.strip_suffix(b"\n").unwrap_or(&tail);
+    // Day files are large and many, lines are short: look further back only if need be.
+    let mut window = 1 << 16;
+    loop {
+        let from = len.saturating_sub(window);
+        let mut tail = vec![0; usize::try_from(len - from).unwrap_or(0)];
+        file.read_exact_at(&mut tail, from)?;
+        let (end, certain) = end_of(&tail);
+        if certain || from == 0 || window >= LINE_LIMIT {
+            return Ok(end);
+        }
+        window *= 16;
+    }
+}
+
+/// The chain's end in the tail of a day file, and whether a longer tail could not change it.
+fn end_of(tail: &[u8]) -> (Option<End>, bool) {
+    let body = tail.strip_suffix(b"\n").unwrap_or(tail);
     let mut lines = body.rsplit(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    let Some(last) = lines.next() else { return Ok(None) };
+    let Some(last) = lines.next() else { return (None, false) };
     let hash = blake3::hash(last).to_hex().to_string();
     if let Ok(line) = serde_json::from_slice::<LedgerLine>(last) {
         // Without its newline the line is complete all the same.
-        return Ok(Some(End { seq: line.seq, hash, torn: None }));
+        return (Some(End { seq: line.seq, hash, torn: None }), true);
     }
     let before = lines.find_map(|line| serde_json::from_slice::<LedgerLine>(line).ok());
+    let certain = before.is_some();
     // The torn line took the place behind the last whole one.
     let seq = before.map_or(0, |line| line.seq.saturating_add(1));
-    Ok(Some(End { seq, hash, torn: Some(last.len() as u64) }))
+    (Some(End { seq, hash, torn: Some(last.len() as u64) }), certain)
 }

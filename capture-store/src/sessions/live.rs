@@ -9,6 +9,7 @@ use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use arrow::array::RecordBatch;
+use arrow::buffer::Buffer;
 use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::root_as_message;
@@ -35,7 +36,7 @@ impl LiveWriter {
     /// Appends a batch, all of it or nothing.
     pub(super) fn append(&mut self, batch: &RecordBatch) -> io::Result<()> {
         let buffers = self.encoder.encode(batch).map_err(io::Error::other)?;
-        let bytes: Vec<u8> = buffers.iter().flat_map(|buffer| buffer.as_slice()).copied().collect();
+        let bytes = buffers.iter().map(Buffer::as_slice).collect::<Vec<_>>().concat();
         if let Err(error) = self.file.write_all(&bytes) {
             // A full disk takes a part; the next batch must not follow a torn one.
             self.file.set_len(self.len)?;

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use capture_flow::community_id;
 use capture_flow::frame::PcapPosition;
 use capture_flow::key::{Address, MacAddr, Protocol, SessionKey};
-use capture_flow::record::SessionRecord;
-use capture_flow::time::Nanos;
+use capture_flow::record::{Service, SessionRecord};
+use capture_flow::time::{Nanos, NanosDelta};
 
 /// A session row: every column, borrowed from a batch or owned.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,7 +119,7 @@ impl<'a> SessionRow<'a> {
         Self {
             ts: record.ts,
             last_ts: record.last_ts,
-            duration: record.duration.map(|duration| duration.as_secs_f64()),
+            duration: record.duration.map(NanosDelta::as_secs_f64),
             uid: record.uid.to_string().into(),
             sensor: names.sensor.into(),
             iface: names.iface.into(),
@@ -132,7 +132,7 @@ impl<'a> SessionRow<'a> {
                 Protocol::Ip(number) => Some(number),
                 Protocol::Ether(_) => None,
             },
-            service: name(record.service.map(|service| service.as_str())),
+            service: name(record.service.map(Service::as_str)),
             conn_state: record.conn_state.as_str().into(),
             history: record.history.as_str().into(),
             orig_bytes: record.orig.bytes,
