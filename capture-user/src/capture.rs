@@ -390,7 +390,7 @@ impl Running {
         }
         // XDP first, then the workers drain what already lies in the rings: at the end every
         // frame that the program steered is either received or lost, and counted as such.
-        let end = crate::live::clock();
+        self.flush.announce_end(crate::live::clock());
         self.interfaces.iter().for_each(|captured| captured.program.detach());
         stop_workers(&self.stop);
         while self.workers.iter().any(WorkerThread::runs) {
@@ -405,7 +405,7 @@ impl Running {
         status.clear();
         healthy &= !preparer.stop();
         let sealed = sealer.stop();
-        let flushed = self.flush.stop(Some(end));
+        let flushed = self.flush.stop();
         run.say_farewell(config.common.quiet);
         sealed?;
         flushed?;

@@ -75,27 +75,38 @@ pub struct Flush {
     pub interval: NanosDelta,
 }
 
-/// How the flush thread is told that the workers have ended.
-#[derive(Debug, Default)]
+/// How the flush thread is told that the run ends.
+#[derive(Debug)]
 pub struct End {
-    set: AtomicBool,
+    workers_ended: AtomicBool,
+    /// When the sensor stopped watching; [`Nanos::MAX`] while it watches.
     at: AtomicI64,
 }
 
+impl Default for End {
+    fn default() -> Self {
+        Self { workers_ended: AtomicBool::new(false), at: AtomicI64::new(Nanos::MAX.0) }
+    }
+}
+
 impl End {
-    /// The workers have ended; `at` is when the sensor stopped watching, if not with the last
-    /// frame.
-    pub fn set(&self, at: Option<Nanos>) {
-        self.at.store(at.unwrap_or(Nanos::MIN).0, Ordering::Relaxed);
-        self.set.store(true, Ordering::Release);
+    /// The sensor stops watching at this moment: no interval reaches beyond it. Workers still
+    /// drain what had arrived.
+    pub fn announce(&self, at: Nanos) {
+        self.at.store(at.0, Ordering::Release);
+    }
+
+    /// The workers have ended.
+    pub fn set(&self) {
+        self.workers_ended.store(true, Ordering::Release);
     }
 
     fn is_set(&self) -> bool {
-        self.set.load(Ordering::Acquire)
+        self.workers_ended.load(Ordering::Acquire)
     }
 
-    fn at(&self) -> Option<Nanos> {
-        Some(Nanos(self.at.load(Ordering::Relaxed))).filter(|at| *at > Nanos::MIN)
+    fn at(&self) -> Nanos {
+        Nanos(self.at.load(Ordering::Acquire))
     }
 }
 
@@ -166,10 +177,10 @@ impl Flush {
         loop {
             // Before the hand-offs are emptied: workers have ended by then.
             let stopping = stop.is_set();
-            let now = clock();
-            run.look(stop.at().unwrap_or(now));
+            let now = clock().min(stop.at());
+            run.look(now);
             if stopping {
-                return run.finish(stop.at().unwrap_or(now));
+                return run.finish(now);
             }
             if run.committed_at.elapsed() >= COMMIT {
                 run.commit();
@@ -309,10 +320,12 @@ impl Run {
         let through = counts.iter().map(|worker| worker.complete_through).min();
         if self.commit() {
             // At the end every session is over and every row written.
-            let through = if at_rest { Some(now) } else { through };
-            self.complete_through = through
-                .map(|through| self.flush.joiner.complete_through(through))
-                .max(self.complete_through);
+            let through = if at_rest {
+                Some(now)
+            } else {
+                through.map(|through| self.flush.joiner.complete_through(through.min(now)))
+            };
+            self.complete_through = through.max(self.complete_through);
         }
         let reading = Reading {
             workers: counts,

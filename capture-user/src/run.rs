@@ -356,13 +356,17 @@ impl FlushThread {
         !self.thread.is_finished()
     }
 
-    /// Has everything written that is still on its way; the workers have ended. `end` is when
-    /// the sensor stopped watching, if that is not the time of the last frame.
+    /// The sensor stops watching at this moment: no interval of the ledger reaches beyond it.
+    pub fn announce_end(&self, at: Nanos) {
+        self.stop.announce(at);
+    }
+
+    /// Has everything written that is still on its way; the workers have ended.
     ///
     /// # Errors
     /// The session log or the ledger could not be finished.
-    pub fn stop(self, end: Option<Nanos>) -> Result<()> {
-        self.stop.set(end);
+    pub fn stop(self) -> Result<()> {
+        self.stop.set();
         self.thread.thread().unpark();
         self.thread.join().map_err(|panic| {
             anyhow!("the flush thread failed: {}; the next start recovers", panic_text(&*panic))

@@ -169,13 +169,17 @@ impl Pipeline {
     /// Lets others see the counters. `now` is the engine's clock; every frame that arrived before
     /// `seen_through` has been taken.
     pub fn publish(&self, sources: &[SourceCounts], now: Nanos, seen_through: Nanos) {
+        self.publish_complete(sources, now, self.table.complete_through(seen_through));
+    }
+
+    fn publish_complete(&self, sources: &[SourceCounts], now: Nanos, complete_through: Nanos) {
         self.shared.counters.publish(&Progress {
             record: self.recorder.counts(),
             flow: self.table.stats(),
             rows_lost: self.rows_lost,
             sources,
             engine_now: now,
-            complete_through: self.table.complete_through(seen_through),
+            complete_through,
         });
     }
 
@@ -189,7 +193,8 @@ impl Pipeline {
         };
         self.table.finish(now, &mut sink);
         self.recorder.finish();
-        self.publish(sources, now, now);
+        // This worker keeps nobody waiting any more.
+        self.publish_complete(sources, now, Nanos::MAX);
     }
 
     /// Changes what happens when the hand-off is full.
