@@ -84,6 +84,7 @@ fn config(checksums: Checksums) -> FlowConfig {
         likely_server_ports: Vec::new(),
         local_nets: Vec::new(),
         vlan_in_key: false,
+        halves: false,
         community_id_seed: 0,
         table_bytes: 0,
         fragment_bytes: 20_000,
