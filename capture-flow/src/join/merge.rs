@@ -224,5 +224,5 @@ fn typical_segment(letter: u8) -> Option<Segment> {
         b'Q' => (TcpFlags::SYN | TcpFlags::FIN, 0, 0),
         _ => return None,
     };
-    Some(Segment { seq, ack: 1, flags: TcpFlags(flags), window: 1, len, whole: true })
+    Some(Segment { seq, ack: 1, flags: TcpFlags(flags), window: 1, len, whole: true, room: true })
 }

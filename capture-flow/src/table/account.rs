@@ -1,13 +1,9 @@
 //! What one packet does to its session.
 
-use std::net::{IpAddr, Ipv4Addr};
-
 use crate::datagram::Datagram;
 use crate::decode::{Counted, HeldFrame, IncompleteDatagram};
 use crate::frame::{Frame, IfaceId, PcapPosition};
-use crate::key::{
-    Address, FlowHash, ICMP_CODE_MARK, MacAddr, PackedKey, Protocol, SessionKey, icmp_counterpart,
-};
+use crate::key::{Address, Protocol};
 use crate::packet::{Checksum, Link, Net, Packet, TcpFlags, Transport as Header};
 use crate::record::{History, RowReason, Service, Uid};
 use crate::service::Carrier;
@@ -18,22 +14,10 @@ use crate::timer::{Class, is_dns_port, is_interactive_port, linger_look};
 
 use super::core::Core;
 use super::session::{Cold, Hot, Kind, Transport};
+use super::tuple::Tuple;
 
 /// History of a session that began with a SYN-ACK.
 const SYN_ACK_FROM_ORIG: &str = "H";
-
-/// IPv6's "no next header": Zeek opens no session for it.
-const NO_NEXT_HEADER: u8 = 59;
-
-/// Which session a packet belongs to, and which way it went.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Tuple {
-    pub(super) key: PackedKey,
-    pub(super) hash: FlowHash,
-    /// Whether its sender is the key's low end.
-    from_low: bool,
-    kind: Kind,
-}
 
 /// What a packet may count for.
 struct Counting {
@@ -70,63 +54,6 @@ impl Origin {
 }
 
 impl Core {
-    #[inline]
-    fn vlans(&self, link: &Link) -> (u16, u16) {
-        if self.vlan_in_key {
-            (link.vlan.unwrap_or(0), link.inner_vlan.unwrap_or(0))
-        } else {
-            (0, 0)
-        }
-    }
-
-    /// The tuple of a packet over IP.
-    #[inline]
-    pub(super) fn tuple(&self, packet: &Packet<'_>) -> Option<Tuple> {
-        let Net::Ip { ip, transport, .. } = &packet.net else { return None };
-        let (src_port, dst_port, kind) = match *transport {
-            Header::Tcp { src_port, dst_port, .. } => (src_port, dst_port, Kind::Tcp),
-            Header::Udp { src_port, dst_port } => (src_port, dst_port, Kind::Udp),
-            Header::Icmp { icmp_type, code } => {
-                let answer = icmp_counterpart(Protocol::Ip(ip.protocol), icmp_type);
-                let peer = answer.map_or(u16::from(code) | ICMP_CODE_MARK, u16::from);
-                (u16::from(icmp_type), peer, Kind::Icmp)
-            }
-            // Zeek keys these without ports.
-            Header::Sctp { .. } | Header::Other => (0, 0, Kind::Other),
-        };
-        let vlans = self.vlans(&packet.link);
-        let (key, from_low) =
-            PackedKey::of((ip.src, src_port), (ip.dst, dst_port), ip.protocol, vlans);
-        Some(Tuple { key, hash: self.hasher.hash_packed(&key), from_low, kind })
-    }
-
-    /// The tuple of any packet.
-    pub(super) fn any_tuple(&self, packet: &Packet<'_>) -> Tuple {
-        self.tuple(packet).unwrap_or_else(|| {
-            let link = &packet.link;
-            let end = |mac: Option<MacAddr>| (Address::Mac(mac.unwrap_or_default()), 0);
-            self.tuple_of(
-                end(link.src),
-                end(link.dst),
-                Protocol::Ether(link.ether_type),
-                link,
-                Kind::Link,
-            )
-        })
-    }
-
-    fn tuple_of(
-        &self,
-        src: (Address, u16),
-        dst: (Address, u16),
-        protocol: Protocol,
-        link: &Link,
-        kind: Kind,
-    ) -> Tuple {
-        let key = PackedKey::from(&SessionKey::new(src, dst, protocol, self.vlans(link)));
-        Tuple { key, hash: self.hasher.hash_packed(&key), from_low: src <= dst, kind }
-    }
-
     /// Counts a packet to its session, which begins if there is none. Returns the session's slot.
     pub(super) fn packet(
         &mut self,
@@ -295,30 +222,6 @@ impl Core {
         slot
     }
 
-    /// Zeek's guess that the sender of a session's first packet is its responder
-    /// (TCPAnalyzer::WantConnection, UDPAnalyzer::WantConnection).
-    fn sender_is_server(&self, packet: &Packet<'_>) -> bool {
-        let Net::Ip { ip, transport, .. } = &packet.net else { return false };
-        if ip.dst == IpAddr::V4(Ipv4Addr::BROADCAST) {
-            return false;
-        }
-        match *transport {
-            Header::Tcp { src_port, dst_port, flags, .. } => {
-                let syn = flags.has(TcpFlags::SYN);
-                if (syn && !flags.has(TcpFlags::ACK)) || !self.server_ports.tcp(src_port) {
-                    return false;
-                }
-                // Two plausible servers: the lower port, but never on a SYN-ACK, which a scanner
-                // may have forged.
-                !self.server_ports.tcp(dst_port) || (!syn && src_port < dst_port)
-            }
-            Header::Udp { src_port, dst_port } => {
-                self.server_ports.udp(src_port) && !self.server_ports.udp(dst_port)
-            }
-            _ => false,
-        }
-    }
-
     fn tcp(
         &mut self,
         slot: u32,
@@ -363,7 +266,11 @@ impl Core {
             notes.now = ts;
         }
         let is_orig = is_orig != missed_syn;
+        let had_holes = tcp.has_holes();
+        let segment = &Segment { room: self.holed < self.max_holed, ..*segment };
         let mut effect = tcp.segment(is_orig, segment, &mut notes);
+        self.holed += u32::from(tcp.has_holes());
+        self.holed -= u32::from(had_holes);
         effect.state_changed |= missed_syn;
         let established =
             tcp.orig().state == EndState::Established && tcp.resp().state == EndState::Established;
@@ -594,11 +501,5 @@ fn segment(packet: &Packet<'_>) -> Option<Segment> {
         return None;
     };
     let whole = packet.payload.len() as u64 >= u64::from(payload_len);
-    Some(Segment { seq, ack, flags, window, len: payload_len, whole })
-}
-
-/// Whether a packet is an IPv6 header with nothing behind it, such as a Teredo bubble. Inside a
-/// tunnel it is no session of its own; elsewhere it is, since its frame must count somewhere.
-pub(super) fn is_empty_header(packet: &Packet<'_>) -> bool {
-    matches!(packet.net, Net::Ip { ip, .. } if ip.protocol == NO_NEXT_HEADER)
+    Some(Segment { seq, ack, flags, window, len: payload_len, whole, room: true })
 }

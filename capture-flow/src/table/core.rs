@@ -13,10 +13,10 @@ use crate::time::{Nanos, NanosDelta};
 use crate::timer::{Class, DNS_LOOK, DNS_SILENCE, IdleLimits, linger_look};
 use crate::uid::UidSource;
 
-use super::account::Tuple;
 use super::index::{self, Index};
 use super::lists::{ByLimit, ByRow, List};
 use super::session::{Cold, Hot, Kind, Links, NONE, Transport};
+use super::tuple::Tuple;
 
 /// Bytes that one session takes, its share of the index included.
 pub(super) const BYTES_PER_SESSION: usize =
@@ -29,6 +29,11 @@ const WORK_PER_FRAME: usize = 300;
 
 /// Sessions that can have a partly received first message at once.
 const SERVICE_SLOTS: u32 = 1024;
+
+/// One session in so many may have data beyond a hole, and these many may in any table. Such a
+/// session takes a kilobyte or less besides.
+const HOLED_SHARE: usize = 16;
+const HOLED_LEAST: u32 = 64;
 
 /// Times farther ahead of the clock than this belong to another clock: a capture with a step
 /// in its time, or a forged one.
@@ -86,6 +91,10 @@ pub(super) struct Core {
     pub(super) cold: Vec<Cold>,
     pub(super) stats: FlowStats,
     pub(super) clock: Nanos,
+    /// TCP sessions with data beyond a hole, and how many there may be: their ranges lie outside
+    /// the table's own memory.
+    pub(super) holed: u32,
+    pub(super) max_holed: u32,
     limits: IdleLimits,
     interim: NanosDelta,
     index: Index,
@@ -130,6 +139,8 @@ impl Core {
             cold: Vec::with_capacity(capacity),
             stats: FlowStats { capacity: capacity as u64, ..FlowStats::default() },
             clock: Nanos::MIN,
+            holed: 0,
+            max_holed: (capacity / HOLED_SHARE) as u32 + HOLED_LEAST,
             limits: IdleLimits::new(&config.timeouts),
             interim: config.interim,
             index: Index::new(capacity),
@@ -219,6 +230,9 @@ impl Core {
         self.by_row.remove(&mut self.hot, slot);
         let hot = &mut self.hot[slot as usize];
         // Gives back what the session holds outside the table.
+        if let Transport::Tcp(tcp) = &hot.transport {
+            self.holed -= u32::from(tcp.has_holes());
+        }
         hot.transport = Transport::default();
         let cold = &mut self.cold[slot as usize];
         cold.parents = None;

@@ -11,6 +11,7 @@ mod index;
 mod lists;
 mod row;
 mod session;
+mod tuple;
 
 use std::hint::black_box;
 
@@ -23,8 +24,9 @@ use crate::sink::Sink;
 use crate::stats::FlowStats;
 use crate::time::Nanos;
 
-use account::{Origin, Tuple};
+use account::Origin;
 use core::Core;
+use tuple::Tuple;
 
 /// Frames in flight between the stages.
 const PIPELINE: usize = 32;
@@ -162,7 +164,7 @@ impl<'a, S: Sink> Visitor<'a, S> {
 impl<S: Sink> PacketVisitor for Visitor<'_, S> {
     fn packet(&mut self, packet: &Packet<'_>, earlier: &[HeldFrame]) -> Counted {
         self.depth = usize::from(packet.depth).min(MAX_PARENTS);
-        if !packet.owns_frame && account::is_empty_header(packet) {
+        if !packet.owns_frame && tuple::is_empty_header(packet) {
             return Counted::default();
         }
         let parents = self.parents.get(..self.depth).unwrap_or(&[]);

@@ -29,6 +29,8 @@ pub(crate) struct Segment {
     pub(crate) len: u32,
     /// Whether the capture holds all of them.
     pub(crate) whole: bool,
+    /// Whether there is memory for one more session with data beyond a hole.
+    pub(crate) room: bool,
 }
 
 impl Segment {
@@ -201,6 +203,12 @@ impl Tcp {
         self.handshake_done
     }
 
+    /// Whether data beyond a hole is remembered, outside the table's own memory.
+    #[inline]
+    pub(crate) fn has_holes(&self) -> bool {
+        self.beyond.is_some()
+    }
+
     /// Whether this segment begins a new session on the same ends (TCPSessionAdapter::IsReuse).
     #[inline]
     pub(crate) fn is_reuse(&self, segment: &Segment) -> bool {
@@ -293,7 +301,7 @@ impl Tcp {
         if segment.len > 0 && !segment.rst() && !underflow && segment.whole {
             let data_seq = rel_seq.wrapping_add(u64::from(segment.syn()));
             effect.payload_offset = u32::try_from(data_seq.wrapping_sub(1)).ok();
-            self.data_sent(me, data_seq, u64::from(segment.len));
+            self.data_sent(me, data_seq, u64::from(segment.len), segment.room);
         }
         self.check_eof(me, &mut effect);
         if do_close {
@@ -596,3 +604,6 @@ fn reset_after_syn(history: &str) -> bool {
     let Some(rest) = history.strip_prefix('S') else { return false };
     rest.bytes().find(|letter| b"HAFGIQR".contains(letter)) == Some(b'R')
 }
+
+#[cfg(test)]
+mod tests;

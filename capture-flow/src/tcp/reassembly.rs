@@ -15,7 +15,7 @@ const MAX_DATA_WITHOUT_FURTHER_ACKS: u64 = 10 * 1024 * 1024;
 
 /// Ranges that one direction may hold beyond its holes. A stream with more holes than that has
 /// its smallest ones forgotten.
-const MAX_RANGES: usize = 64;
+const MAX_RANGES: usize = 32;
 
 /// Ranges `[start, end)` of relative numbers beyond a hole, ascending and apart, for the
 /// originator's and the responder's stream.
@@ -99,7 +99,7 @@ impl Tcp {
     }
 
     /// Payload arrived (DataSent, NewBlock, BlockInserted).
-    pub(super) fn data_sent(&mut self, who: usize, seq: u64, len: u64) {
+    pub(super) fn data_sent(&mut self, who: usize, seq: u64, len: u64, room: bool) {
         let end = &mut self.ends[who];
         if end.skip {
             return;
@@ -118,6 +118,9 @@ impl Tcp {
                     end.trimmed = end.delivered;
                 }
             }
+        } else if self.beyond.is_none() && !room {
+            // Too many sessions with holes at once: this stream is followed no further.
+            self.ends[who].skip = true;
         } else {
             let beyond = self.beyond.get_or_insert_default();
             insert(&mut beyond.ranges[who], start, upper);
