@@ -142,7 +142,11 @@ fn find(
                 index.header().unnoted
             ));
         }
-        for flow in spans.keys() {
+        let header = *index.header();
+        let lived = |times: &[(Nanos, Nanos)]| {
+            times.iter().any(|(from, to)| header.overlaps(*from, *to + FRAGMENT_PATIENCE))
+        };
+        for (flow, _) in spans.iter().filter(|(_, times)| lived(times)) {
             match index.postings(*flow) {
                 Ok(postings) => {
                     let own = postings.offsets.iter().map(|offset| (*offset, *flow));
