@@ -228,3 +228,35 @@ fn json_field(field: &Field<'_>) -> Option<Json> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Field, micros, push_field, seconds};
+    use capture_flow::time::Nanos;
+
+    fn written(field: &Field<'_>) -> String {
+        let mut line = String::new();
+        push_field(&mut line, field);
+        line
+    }
+
+    #[test]
+    fn values_are_written_as_zeeks_ascii_writer_does() {
+        assert_eq!(written(&Field::Unset), "-");
+        assert_eq!(written(&Field::Text("")), "(empty)");
+        assert_eq!(written(&Field::Text("-")), "\\x2d");
+        assert_eq!(written(&Field::Text("(empty)")), "\\x28empty)");
+        assert_eq!(written(&Field::Text("a\tb\\c\u{e9}")), "a\\x09b\\x5cc\\xc3\\xa9");
+        assert_eq!(written(&Field::Set(&["Ca,b".into(), "Cc".into()])), "Ca\\x2cb,Cc");
+        assert_eq!(written(&Field::Set(&[])), "(empty)");
+        assert_eq!(written(&Field::Bool(true)), "T");
+    }
+
+    #[test]
+    fn times_have_six_decimals() {
+        assert_eq!(seconds(micros(Nanos(1_170_396_000_123_456_499))), "1170396000.123456");
+        assert_eq!(seconds(micros(Nanos(1_170_396_000_123_456_500))), "1170396000.123457");
+        assert_eq!(seconds(micros(Nanos(-1_500_000_000))), "-1.500000");
+        assert_eq!(seconds(0), "0.000000");
+    }
+}
