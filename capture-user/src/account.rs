@@ -265,7 +265,7 @@ impl WorkerCounters {
             let counts = self.read_any();
             // No load above may happen after the version is looked at again.
             fence(Ordering::Acquire);
-            if before % 2 == 0 && self.version.load(Ordering::Relaxed) == before {
+            if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
                 return counts;
             }
             // The worker may have been interrupted in the middle; writing takes it well below a

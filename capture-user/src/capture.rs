@@ -589,7 +589,7 @@ impl Probe for KernelProbe {
             .interfaces
             .iter_mut()
             .zip(before)
-            .map(|(interface, before)| interface.read(before.unwrap_or_default(), capacity));
+            .map(|(interface, before)| interface.read(&before.unwrap_or_default(), capacity));
         read.collect()
     }
 }
@@ -597,7 +597,7 @@ impl Probe for KernelProbe {
 impl ProbedInterface {
     fn read(
         &mut self,
-        before: Vec<capture_common::QueueCounters>,
+        before: &[capture_common::QueueCounters],
         capacity: u64,
     ) -> InterfaceReading {
         let mut now = InterfaceReading {

@@ -124,7 +124,7 @@ fn machine() -> Section {
     let needed = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
     let missing: Vec<String> = needed
         .into_iter()
-        .filter(|c| !has(*c) && !(admin && *c == Capability::CAP_BPF))
+        .filter(|c| !(has(*c) || admin && *c == Capability::CAP_BPF))
         .map(|c| c.to_string())
         .collect();
     if missing.is_empty() {
@@ -192,7 +192,11 @@ fn interface(name: &str) -> Section {
         None => match Program::load(name, link.rx_queues.max(1)) {
             Ok(_) => section.good("the kernel takes the XDP program"),
             Err(error) => {
-                section.add(Weight::Fatal, chain(&error), "without it nothing can be captured here")
+                section.add(
+                    Weight::Fatal,
+                    chain(&error),
+                    "without it nothing can be captured here",
+                );
             }
         },
     }
@@ -298,7 +302,7 @@ fn store(path: &Path) -> Section {
         Ok(store) => section.good(format!("belongs to sensor {}", store.identity().sensor)),
         Err(_) if !path.exists() => section.good("does not exist yet; a capture makes it"),
         Err(error) => {
-            section.add(Weight::Fatal, chain(&error), "name another directory with --store")
+            section.add(Weight::Fatal, chain(&error), "name another directory with --store");
         }
     }
     // A store that is still to be made lies where its nearest directory is.

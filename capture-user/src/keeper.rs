@@ -346,3 +346,80 @@ impl Sealing {
         let _ = self.news.send(KeeperNews::Said(cause));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use capture_flow::frame::LinkType;
+    use capture_flow::time::Nanos;
+    use crossbeam::channel::unbounded;
+
+    use super::*;
+
+    fn making(lane: &Arc<Lane>, dir: &std::path::Path) -> Making {
+        let spec = SegmentSpec::new(0, SegmentSpec::MIN_BYTES, LinkType::ETHERNET);
+        Making { lane: Arc::clone(lane), dir: dir.to_owned(), next_sequence: 1, spec }
+    }
+
+    /// Waits until the lane has something; the preparer wakes by itself.
+    fn take(lane: &Lane) -> PreparedSegment {
+        let begun = Instant::now();
+        loop {
+            match lane.take_ready() {
+                Ok(segment) => return segment,
+                Err(reason) => {
+                    assert!(begun.elapsed() < Duration::from_secs(30), "none comes: {reason:?}");
+                    thread::yield_now();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn segments_come_in_order_and_go_sealed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let lane = Arc::new(Lane::new(0));
+        let (news_in, news) = unbounded();
+        let kept = Kept::for_store(dir.path());
+        // The thread's capabilities are its own: giving them up changes nothing for this test.
+        let preparer = Preparer::start(vec![making(&lane, dir.path())], news_in.clone(), kept);
+        let preparer = preparer.expect("segments can be prepared here");
+        let (_seals, pending) = unbounded();
+        let looked = Arc::new(AtomicUsize::new(0));
+        let looks = Arc::clone(&looked);
+        let policy = SealPolicy { sync: false, hash: true };
+        let sealer = Sealer::start(vec![Arc::clone(&lane)], pending, policy, news_in, move |_| {
+            looks.fetch_add(1, Ordering::Relaxed);
+        });
+        let sealer = sealer.expect("a thread");
+        for sequence in 1..=5 {
+            let mut segment = take(&lane).activate();
+            assert_eq!(segment.sequence(), sequence);
+            segment.append(Nanos(1), 3, &[&[1, 2, 3]]).expect("room");
+            lane.fill(segment.finish());
+        }
+        assert!(!preparer.stop());
+        sealer.stop().expect("everything is sealed");
+        let sealed: Vec<_> = news
+            .try_iter()
+            .filter_map(|news| match news {
+                KeeperNews::Sealed(files) => Some(files.len()),
+                _ => None,
+            })
+            .collect();
+        // Packets and index of each.
+        assert_eq!(sealed, [2; 5]);
+        assert!(looked.load(Ordering::Relaxed) > 0);
+        let left = std::fs::read_dir(dir.path()).expect("readable").count();
+        assert_eq!(left, 10, "prepared segments that nobody took are removed");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_used_is_an_error_at_the_start() {
+        let lane = Arc::new(Lane::new(0));
+        let (news, _) = unbounded();
+        let nowhere = std::path::Path::new("/proc/no-such-directory");
+        let kept = Kept::for_store(nowhere);
+        assert!(Preparer::start(vec![making(&lane, nowhere)], news, kept).is_err());
+        assert!(matches!(lane.take_ready(), Err(DropReason::NoSegment)));
+    }
+}

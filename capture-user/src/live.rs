@@ -196,3 +196,110 @@ pub fn clock() -> Nanos {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     Nanos(now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::BorrowedFd;
+
+    use capture_flow::config::FlowConfig;
+    use capture_flow::frame::{IfaceId, LinkType};
+    use capture_store::drops::DropReason;
+    use crossbeam::channel::unbounded;
+    use rustix::event::EventfdFlags;
+
+    use super::*;
+    use crate::keeper::Lane;
+    use crate::recorder::{Recorder, Supply};
+    use crate::source::{SourceCounters, SourceFrame};
+    use crate::worker::{Shared, WhenFull};
+
+    /// Gives so many frames, then nothing, or an error.
+    struct Scripted {
+        left: u64,
+        fails: bool,
+    }
+
+    impl Source for Scripted {
+        fn receive(
+            &mut self,
+            consume: &mut dyn FnMut(&[SourceFrame<'_>]),
+        ) -> Result<Received, SourceError> {
+            if self.left == 0 && self.fails {
+                return Err(SourceError::InterfaceGone { iface: "x".to_owned() });
+            }
+            if self.left == 0 {
+                return Ok(Received::Idle);
+            }
+            self.left -= 1;
+            let parts: [&[u8]; 1] = [&[0; 60]];
+            consume(&[SourceFrame {
+                ts: clock(),
+                wire_len: 60,
+                link: LinkType::ETHERNET,
+                iface: IfaceId(0),
+                parts: &parts,
+            }]);
+            Ok(Received::Frames(1))
+        }
+
+        fn readiness(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+
+        fn counters(&mut self) -> Result<SourceCounters, SourceError> {
+            Ok(SourceCounters { ring_full: 7, ..SourceCounters::default() })
+        }
+    }
+
+    fn worker(sources: Vec<Scripted>) -> (LiveWorker<Scripted>, Arc<Shared>, Stop, Events) {
+        let shared = Arc::new(Shared::new(0, sources.len()));
+        let recorder = Recorder::new(0, Arc::new(Lane::new(0)), Supply::Ahead, 65_535);
+        let flow = FlowConfig { table_bytes: 1 << 20, ..FlowConfig::default() };
+        let pipeline = Pipeline::new(flow, recorder, Arc::clone(&shared), WhenFull::Lose);
+        let fd = rustix::event::eventfd(0, EventfdFlags::NONBLOCK).expect("an eventfd");
+        let stop = Stop { flag: Arc::new(AtomicBool::new(false)), fd: Arc::new(fd) };
+        let (events_in, events) = unbounded();
+        let pipeline = pipeline.expect("a pipeline");
+        (LiveWorker::new(0, sources, pipeline, stop.clone(), events_in), shared, stop, events)
+    }
+
+    type Events = crossbeam::channel::Receiver<Event>;
+
+    #[test]
+    fn what_lies_in_the_rings_at_the_stop_is_taken_and_counted() {
+        let (worker, shared, stop, events) =
+            worker(vec![Scripted { left: 500, fails: false }, Scripted { left: 20, fails: false }]);
+        // Told to stop before it even began: it drains all the same.
+        stop.flag.store(true, Ordering::Release);
+        worker.run().expect("no error");
+        let counts = shared.counters.read();
+        assert_eq!(counts.received, 520);
+        assert_eq!(counts.dropped[DropReason::NoSegment.index()], 520);
+        assert_eq!(counts.imbalance(), 0);
+        let frames: Vec<u64> = counts.sources.iter().map(|source| source.frames).collect();
+        assert_eq!(frames, [500, 20]);
+        assert!(counts.sources.iter().all(|source| source.own.ring_full == 7));
+        assert_eq!(counts.complete_through, Nanos::MAX);
+        assert!(events.is_empty());
+    }
+
+    #[test]
+    fn a_source_that_fails_leaves_the_others_their_worker() {
+        let (worker, shared, stop, events) =
+            worker(vec![Scripted { left: 3, fails: true }, Scripted { left: 100, fails: false }]);
+        let thread = std::thread::spawn(move || worker.run());
+        let Event::SourceEnded { worker, source, .. } = events.recv().expect("an event");
+        assert_eq!((worker, source), (0, 0));
+        stop.flag.store(true, Ordering::Release);
+        thread.join().expect("no panic").expect("no error");
+        assert_eq!(shared.counters.read().received, 103);
+    }
+
+    #[test]
+    fn a_worker_without_a_source_ends() {
+        let (worker, shared, _stop, events) = worker(vec![Scripted { left: 3, fails: true }]);
+        worker.run().expect("no error");
+        assert_eq!(shared.counters.read().received, 3);
+        assert_eq!(events.len(), 1);
+    }
+}

@@ -260,3 +260,110 @@ impl ReplayClock {
         worker.unpark();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use capture_flow::frame::{IfaceId, LinkType};
+
+    use super::*;
+    use crate::keeper::Lane;
+    use crate::recorder::Supply;
+
+    /// UDP between 10.0.0.1 and an address of its own for every `n`.
+    fn frame(n: u32) -> [u8; 60] {
+        let mut frame = [0; 60];
+        frame[12..15].copy_from_slice(&[8, 0, 0x45]);
+        frame[17] = 46;
+        frame[22..24].copy_from_slice(&[64, 17]);
+        frame[26..30].copy_from_slice(&[10, 0, 0, 1]);
+        frame[30..34].copy_from_slice(&(0x0b00_0000 + n).to_be_bytes());
+        frame[34..39].copy_from_slice(&[0x9c, 0x40, 0x27, 0x0f, 0]);
+        frame[39] = 26;
+        frame
+    }
+
+    fn pipeline(shared: &Arc<Shared>) -> Pipeline {
+        let recorder = Recorder::new(0, Arc::new(Lane::new(0)), Supply::Ahead, 65_535);
+        let flow = FlowConfig { table_bytes: 1 << 20, ..FlowConfig::default() };
+        Pipeline::new(flow, recorder, Arc::clone(shared), WhenFull::Lose).expect("a pipeline")
+    }
+
+    fn feed(pipeline: &mut Pipeline, sessions: std::ops::Range<u32>) {
+        for n in sessions {
+            let bytes = frame(n);
+            // In two pieces, as a jumbo frame comes.
+            let (head, tail) = bytes.split_at(20);
+            let parts = [head, tail];
+            pipeline.take(&[SourceFrame {
+                ts: Nanos(i64::from(n)),
+                wire_len: 60,
+                link: LinkType::ETHERNET,
+                iface: IfaceId(0),
+                parts: &parts,
+            }]);
+        }
+    }
+
+    #[test]
+    fn rows_that_the_hand_off_cannot_take_are_counted() {
+        let shared = Arc::new(Shared::new(0, 0));
+        let mut pipeline = pipeline(&shared);
+        let sessions = u32::try_from(HAND_OFF).expect("small") + 1_000;
+        feed(&mut pipeline, 0..sessions);
+        pipeline.finish(&[], Nanos(i64::from(sessions)));
+        let counts = shared.counters.read();
+        assert_eq!(counts.created, u64::from(sessions));
+        assert_eq!(counts.rows, u64::from(sessions));
+        assert_eq!(counts.rows_lost, 1_000);
+        assert_eq!(shared.updates.len(), HAND_OFF);
+        assert_eq!(counts.imbalance(), 0);
+        assert_eq!(counts.decoded, u64::from(sessions), "pieces are put together");
+    }
+
+    #[test]
+    fn a_replay_waits_for_the_flush_thread_and_loses_nothing() {
+        let shared = Arc::new(Shared::new(0, 0));
+        let mut pipeline = pipeline(&shared);
+        let sessions = u32::try_from(HAND_OFF).expect("small") + 1_000;
+        let taker = Arc::clone(&shared);
+        let flush = thread::spawn(move || {
+            let mut rows = 0;
+            while rows < sessions {
+                match taker.updates.pop() {
+                    Some(_) => rows += 1,
+                    None => thread::yield_now(),
+                }
+            }
+        });
+        pipeline.set_when_full(WhenFull::Wait(flush.thread().clone()));
+        feed(&mut pipeline, 0..sessions);
+        pipeline.finish(&[], Nanos(i64::from(sessions)));
+        flush.join().expect("every row came");
+        assert_eq!(shared.counters.read().rows_lost, 0);
+    }
+
+    #[test]
+    fn a_tick_waits_until_it_is_done_and_no_longer_than_the_flush_thread_lives() {
+        let clock = Arc::new(ReplayClock::default());
+        let (theirs, worker) = (Arc::clone(&clock), thread::current());
+        let flush = thread::spawn(move || {
+            let mut done = 0;
+            while done < 3 {
+                match theirs.pending() {
+                    Some(ticket) => {
+                        done += 1;
+                        theirs.finished(ticket, &worker);
+                    }
+                    None => thread::yield_now(),
+                }
+            }
+        });
+        for _ in 0..3 {
+            assert!(clock.tick(flush.thread(), || true));
+        }
+        assert_eq!(clock.pending(), None);
+        let handle = flush.thread().clone();
+        flush.join().expect("no panic");
+        assert!(!clock.tick(&handle, || false));
+    }
+}

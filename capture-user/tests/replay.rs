@@ -1,5 +1,8 @@
 //! `stillwired replay` from outside: captures made here, the program's own store read back.
 
+// A test fails by panicking, its helpers as well.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -190,7 +193,7 @@ fn every_frame_is_in_segments_sessions_and_ledger() {
     let workers = || lines.iter().flat_map(|line| &line.workers);
     assert_eq!(workers().map(|worker| worker.received).sum::<u64>(), 20_000);
     assert_eq!(workers().map(|worker| worker.written).sum::<u64>(), 20_000);
-    assert_eq!(lines.iter().map(|line| line.frames_lost()).sum::<u64>(), 0);
+    assert_eq!(lines.iter().map(LedgerLine::frames_lost).sum::<u64>(), 0);
     assert_eq!(lines.iter().map(|line| line.rows.written).sum::<u64>(), rows.len() as u64);
     assert!(lines.last().unwrap().notes.contains(&Note::CleanStop));
     assert!(matches!(lines[0].notes[0], Note::Start { .. }));

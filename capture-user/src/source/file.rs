@@ -112,35 +112,31 @@ impl FileSource {
             Box::new(file)
         };
         let counted = Counted { inner: input, count: Arc::clone(&consumed) };
-        Self::read(counted, consumed, name, path, name_interface)
+        Self::read(counted, consumed, &name, path, name_interface)
     }
 
     fn read(
         input: Counted,
         consumed: Arc<AtomicU64>,
-        name: String,
+        name: &str,
         path: &Path,
         mut name_interface: NameInterface,
     ) -> Result<Self, SourceError> {
         let mut input = BufReader::with_capacity(READ_BUFFER, input);
-        let gzip = {
-            let io_error = |source| SourceError::Io { doing: "read", name: name.clone(), source };
-            let mut start = Vec::with_capacity(2);
-            (&mut input).take(2).read_to_end(&mut start).map_err(io_error)?;
-            let gzip = start == [0x1f, 0x8b];
-            let start = io::Cursor::new(start);
-            (start, gzip)
-        };
-        let (start, gzip) = gzip;
+        let mut start = Vec::with_capacity(2);
+        let io_error = |source| SourceError::Io { doing: "read", name: name.to_owned(), source };
+        (&mut input).take(2).read_to_end(&mut start).map_err(io_error)?;
+        let gzip = start == [0x1f, 0x8b];
+        let start = io::Cursor::new(start);
         let whole = BufReader::with_capacity(READ_BUFFER, start.chain(input));
         let inner: Box<dyn Read + Send> = if gzip {
             Box::new(BufReader::new(MultiGzDecoder::new(whole)))
         } else {
             Box::new(whole)
         };
-        let mut stream = Stream { inner, offset: 0, consumed, name: name.clone(), broken: None };
+        let mut stream = Stream { inner, offset: 0, consumed, name: name.to_owned(), broken: None };
 
-        let bad = |reason: String| SourceError::BadFile { name: name.clone(), reason };
+        let bad = |reason: String| SourceError::BadFile { name: name.to_owned(), reason };
         let mut head = vec![0; 24];
         let got = stream.fill(&mut head)?;
         head.truncate(got);
@@ -150,16 +146,8 @@ impl FileSource {
                 .take()
                 .unwrap_or_else(|| "the file is empty".to_owned())));
         }
-        let file = path.file_name().map_or_else(
-            || "stdin".to_owned(),
-            |base| {
-                if path == Path::new("-") {
-                    "stdin".to_owned()
-                } else {
-                    base.to_string_lossy().into_owned()
-                }
-            },
-        );
+        let base = path.file_name().filter(|_| path != Path::new("-"));
+        let file = base.map_or("stdin".into(), std::ffi::OsStr::to_string_lossy).into_owned();
         let format = if Section::starts(&head) {
             Format::PcapNg(Section::new(head))
         } else {

@@ -114,7 +114,7 @@ impl Section {
         }
         let kind = self.u32_at(0);
         let len = self.u32_at(4);
-        if len < 12 || len % 4 != 0 {
+        if len < 12 || !len.is_multiple_of(4) {
             return damaged("damaged: impossible length in the block");
         }
         let looked_into = matches!(
