@@ -154,6 +154,7 @@ fn last_rows(rows: &[SessionRecord]) -> Vec<String> {
             row.update = 0;
             row.flushed_at = Nanos::default();
             row.reason = RowReason::Closed;
+            row.tunnel_parents = None;
             row.pcap_first = None;
             row.pcap_last = None;
             format!("{row:?}")
@@ -232,4 +233,62 @@ fn halves_beyond_the_capacity_are_let_go() {
     let last: Vec<_> = rows.iter().filter(|row| row.reason.is_final()).collect();
     assert_eq!(last.len(), 1000);
     assert_eq!(last.iter().map(|row| row.frames).sum::<u64>(), 1000);
+}
+
+/// Which way a plain IPv4 or IPv6 frame goes: `None` for any other.
+fn goes_up(frame: &OwnedFrame) -> Option<bool> {
+    let (from, len) = match frame.bytes.get(12..14)? {
+        [0x08, 0x00] => (26, 4),
+        [0x86, 0xdd] => (22, 16),
+        _ => return None,
+    };
+    let src = frame.bytes.get(from..from + len)?;
+    let dst = frame.bytes.get(from + len..from + 2 * len)?;
+    Some(src < dst)
+}
+
+/// Real traces, each direction at a worker of its own: nearly every session is the one that a
+/// single worker tells. What halves cannot tell is listed in docs/CONFORMANCE.md.
+#[test]
+fn real_traces_survive_the_split() {
+    let Some(folder) = common::traces() else {
+        println!("no reference traces: set STILLWIRE_TRACES to the folder with zeek.json");
+        return;
+    };
+    let (mut equal, mut all) = (0, 0);
+    for entry in std::fs::read_dir(folder.join("zeek")).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.extension().is_some_and(|ext| ext == "pcap" || ext == "pcapng") {
+            continue;
+        }
+        let mut frames = common::read_capture(&path);
+        frames.retain(|frame| goes_up(frame).is_some());
+        let Some(first) = frames.first().map(|frame| frame.ts) else { continue };
+        // The clock of these tests runs from 0 to 3,000 s.
+        for frame in &mut frames {
+            frame.ts = Nanos::from_parts(1_000, 0) + (frame.ts - first);
+        }
+        if frames.iter().any(|frame| frame.ts > Nanos::from_parts(1_500, 0)) {
+            continue;
+        }
+        frames.sort_by_key(|frame| frame.ts);
+        let count = frames.len() as u64;
+        let one: Vec<_> = updates(&frames, 0, false).into_iter().map(|u| u.record).collect();
+        let (up, down): (Vec<_>, Vec<_>) =
+            frames.into_iter().partition(|frame| goes_up(frame) == Some(true));
+        let (rows, _) = join([updates(&up, 0, true), updates(&down, 1, true)], 1 << 16);
+        let frames: u64 =
+            rows.iter().filter(|row| row.reason.is_final()).map(|row| row.frames).sum();
+        assert_eq!(frames, count, "{}", path.display());
+        let (rows, mut one) = (last_rows(&rows), last_rows(&one));
+        all += one.len();
+        for row in &rows {
+            if let Some(at) = one.iter().position(|other| other == row) {
+                one.swap_remove(at);
+                equal += 1;
+            }
+        }
+    }
+    println!("{equal} of {all} sessions equal after joining");
+    assert!(equal * 100 >= all * 90, "{equal} of {all}");
 }

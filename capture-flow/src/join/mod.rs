@@ -161,6 +161,9 @@ impl Joiner {
             return;
         };
         let (flow, now) = (update.flow, update.record.flushed_at);
+        if self.held.get(&flow).is_some_and(|held| held.is_followed_by(sender, &update)) {
+            self.let_go(flow, now, out);
+        }
         if !self.held.contains_key(&flow) {
             self.make_room(now, out);
             let serial = self.next_serial;
@@ -261,19 +264,25 @@ impl Joiner {
         }
     }
 
+    /// Writes what is known of a conversation, and forgets it.
+    fn let_go(&mut self, flow: FlowHash, now: Nanos, out: &mut impl FnMut(SessionRecord)) {
+        let Some(mut conversation) = self.held.remove(&flow) else { return };
+        self.stats.held -= 1;
+        let reason = conversation.end_reason();
+        if let Some(record) = conversation.row(reason, now) {
+            self.stats.records += 1;
+            out(record);
+        }
+    }
+
     /// Keeps the number of conversations within bounds: the oldest goes with what is known.
     fn make_room(&mut self, now: Nanos, out: &mut impl FnMut(SessionRecord)) {
         while self.held.len() >= self.config.capacity.max(1) {
             let Some((flow, serial)) = self.arrivals.pop_front() else { return };
             let known = self.held.get(&flow).is_some_and(|held| held.serial == serial);
-            if known && let Some(mut conversation) = self.held.remove(&flow) {
-                self.stats.held -= 1;
+            if known {
                 self.stats.evicted += 1;
-                let reason = conversation.end_reason();
-                if let Some(record) = conversation.row(reason, now) {
-                    self.stats.records += 1;
-                    out(record);
-                }
+                self.let_go(flow, now, out);
             }
         }
     }
@@ -292,17 +301,10 @@ impl Joiner {
     /// Lets go of everything: no further update will come.
     pub fn finish(&mut self, now: Nanos, out: &mut impl FnMut(SessionRecord)) {
         while let Some((flow, serial)) = self.arrivals.pop_front() {
-            if self.held.get(&flow).is_some_and(|conversation| conversation.serial == serial)
-                && let Some(mut conversation) = self.held.remove(&flow)
-            {
-                let reason = conversation.end_reason();
-                if let Some(record) = conversation.row(reason, now) {
-                    self.stats.records += 1;
-                    out(record);
-                }
+            if self.held.get(&flow).is_some_and(|conversation| conversation.serial == serial) {
+                self.let_go(flow, now, out);
             }
         }
-        self.stats.held = 0;
         self.looks.iter_mut().for_each(VecDeque::clear);
         self.waiting.clear();
     }
@@ -322,6 +324,17 @@ impl Joiner {
 }
 
 impl Conversation {
+    /// Whether an update begins the next conversation on the same ends: every half of this one
+    /// is over, and the update's half begins with a SYN of its own. While a half is alive its
+    /// totals cannot be told apart, and the conversation goes on.
+    fn is_followed_by(&self, sender: usize, update: &SessionUpdate) -> bool {
+        let new = self.directions[sender]
+            .as_ref()
+            .is_some_and(|known| known.latest.record.uid != update.record.uid);
+        let opens = update.record.history.as_str().starts_with(['S', 's']);
+        new && opens && self.directions.iter().flatten().all(Direction::is_final)
+    }
+
     /// Why it is over, or [`RowReason::Interim`] if it is not.
     fn end_reason(&self) -> RowReason {
         let mut latest = None;
