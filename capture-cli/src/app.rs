@@ -43,10 +43,17 @@ enum End {
 #[must_use]
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
+    let clock = match Clock::system(cli.tz.as_deref()) {
+        Ok(clock) => clock,
+        Err(error) => {
+            complain(&format!("--tz: {error}"));
+            return ExitCode::from(USAGE);
+        }
+    };
     let ended = match cli.command {
-        Command::Sessions(args) => sessions(&args, &args.place.stores(&cli.stores)),
-        Command::Packets(args) => packets(&args, &args.place.stores(&cli.stores)),
-        Command::Coverage(args) => coverage(&args, &args.place.stores(&cli.stores)),
+        Command::Sessions(args) => sessions(&args, &cli.stores, &clock),
+        Command::Packets(args) => packets(&args, &cli.stores, &clock),
+        Command::Coverage(args) => coverage(&args, &cli.stores, &clock),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "stillwire", &mut text);
@@ -107,14 +114,12 @@ fn man(dir: Option<&Path>) -> anyhow::Result<End> {
 
 /// What every question needs, once the command line is known to make sense.
 struct Asked {
-    clock: Clock,
     window: Window,
     filter: Expr,
 }
 
 /// Reads filter and times; a usage error says what is wrong with them.
-fn asked(place: &Where, filter: &[String]) -> Result<Asked, String> {
-    let clock = Clock::system(place.tz.as_deref()).map_err(|e| format!("--tz: {e}"))?;
+fn asked(place: &Where, filter: &[String], clock: &Clock) -> Result<Asked, String> {
     let window = clock
         .window(place.from.as_deref(), place.to.as_deref())
         .map_err(|error| error.to_string())?;
@@ -123,15 +128,15 @@ fn asked(place: &Where, filter: &[String]) -> Result<Asked, String> {
     if let Some(note) = parsed.note {
         complain(&note);
     }
-    Ok(Asked { clock, window, filter: parsed.expr })
+    Ok(Asked { window, filter: parsed.expr })
 }
 
-fn sessions(args: &SessionsArgs, stores: &[PathBuf]) -> anyhow::Result<End> {
+fn sessions(args: &SessionsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Result<End> {
     let order = match args.sort.as_deref().map_or(Ok(Order::TIME), Order::parse) {
         Ok(order) => order,
         Err(why) => return Ok(End::Usage(format!("--sort: {why}"))),
     };
-    let Asked { clock, window, filter } = match asked(&args.place, &args.filter) {
+    let Asked { window, filter } = match asked(&args.place, &args.filter, clock) {
         Ok(asked) => asked,
         Err(why) => return Ok(End::Usage(why)),
     };
@@ -141,12 +146,12 @@ fn sessions(args: &SessionsArgs, stores: &[PathBuf]) -> anyhow::Result<End> {
         Some(limit) => Some(limit),
         None => on_screen.then_some(SCREENFUL),
     };
-    let stores = query::open(stores)?;
+    let stores = query::open(&args.place.stores(before))?;
     let question = Question { filter, window, possible: args.possible };
     let mut answer = query::ask(&stores, &question, &order, limit)?;
     let rows: Vec<Row> = answer.found.drain(..).map(|found| found.row).collect();
     let mut out = BufWriter::new(io::stdout().lock());
-    let omitted = output::write(args.format, &rows, &clock, &Look::of_stdout(), &mut out)?;
+    let omitted = output::write(args.format, &rows, clock, &Look::of_stdout(), &mut out)?;
     out.flush()?;
     drop(out);
     if omitted.no_session_in_zeek > 0 {
@@ -188,8 +193,8 @@ fn report(answer: &Answer) -> End {
     if answer.damage.is_empty() { End::Done } else { End::Incomplete }
 }
 
-fn packets(args: &PacketsArgs, stores: &[PathBuf]) -> anyhow::Result<End> {
-    let Asked { window, filter, .. } = match asked(&args.place, &args.filter) {
+fn packets(args: &PacketsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Result<End> {
+    let Asked { window, filter } = match asked(&args.place, &args.filter, clock) {
         Ok(asked) => asked,
         Err(why) => return Ok(End::Usage(why)),
     };
@@ -201,7 +206,7 @@ fn packets(args: &PacketsArgs, stores: &[PathBuf]) -> anyhow::Result<End> {
                 .to_owned(),
         ));
     }
-    let stores = query::open(stores)?;
+    let stores = query::open(&args.place.stores(before))?;
     let question = Question { filter, window, possible: args.possible };
     let answer = query::ask(&stores, &question, &Order::TIME, None)?;
     if answer.found.is_empty() {
@@ -252,12 +257,12 @@ fn packets(args: &PacketsArgs, stores: &[PathBuf]) -> anyhow::Result<End> {
     Ok(if written.is_complete() { ended } else { End::Incomplete })
 }
 
-fn coverage(args: &CoverageArgs, stores: &[PathBuf]) -> anyhow::Result<End> {
-    let Asked { clock, window, .. } = match asked(&args.place, &[]) {
+fn coverage(args: &CoverageArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Result<End> {
+    let Asked { window, .. } = match asked(&args.place, &[], clock) {
         Ok(asked) => asked,
         Err(why) => return Ok(End::Usage(why)),
     };
-    let stores = query::open(stores)?;
+    let stores = query::open(&args.place.stores(before))?;
     let sensors: Vec<Coverage> = stores
         .iter()
         .map(|store| of_store(store, window, clock.now()))
@@ -265,7 +270,7 @@ fn coverage(args: &CoverageArgs, stores: &[PathBuf]) -> anyhow::Result<End> {
     let mut out = BufWriter::new(io::stdout().lock());
     match args.format {
         CoverageFormat::Text => {
-            coverage::write_text(&sensors, &clock, &Look::of_stdout(), &mut out)?;
+            coverage::write_text(&sensors, clock, &Look::of_stdout(), &mut out)?;
         }
         CoverageFormat::Json => coverage::write_json(&sensors, &mut out)?,
     }

@@ -32,6 +32,9 @@ pub struct Cli {
     /// Store of a sensor; repeat it to ask several. It may also follow the command
     #[arg(short, long = "store", value_name = "DIR")]
     pub stores: Vec<PathBuf>,
+    /// Time zone of times read and shown: a name, an offset, UTC, local [default: local]
+    #[arg(long, value_name = "ZONE", allow_hyphen_values = true, global = true)]
+    pub tz: Option<String>,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -72,9 +75,6 @@ pub struct Where {
     /// Up to this time; a day means its end [default: as far as the record reaches]
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub to: Option<String>,
-    /// Time zone of times read and shown: a name, an offset, UTC, local [default: local]
-    #[arg(long, value_name = "ZONE", allow_hyphen_values = true)]
-    pub tz: Option<String>,
 }
 
 impl Where {
