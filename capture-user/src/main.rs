@@ -1,6 +1,6 @@
 //! `stillwired`, the sensor.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -61,12 +61,33 @@ fn say(error: &anyhow::Error) {
 fn start_log() {
     let filter =
         EnvFilter::try_from_env("STILLWIRE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let terminal = io::stderr().is_terminal();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(move || LogWriter { terminal })
         .with_target(false)
-        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .with_ansi(terminal)
         .init();
+}
+
+/// Standard error for log lines: each takes the place of the status line on a terminal.
+struct LogWriter {
+    terminal: bool,
+}
+
+impl Write for LogWriter {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut out = io::stderr().lock();
+        if self.terminal {
+            out.write_all(b"\r\x1b[2K")?;
+        }
+        out.write_all(line)?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 /// Prints a manual page.
