@@ -134,6 +134,34 @@ impl Quiet {
     }
 }
 
+/// The wall clock against the monotonic one, at the last line.
+#[derive(Clone, Copy, Debug)]
+struct WallClock {
+    wall: Nanos,
+    at: Instant,
+}
+
+impl WallClock {
+    fn read() -> Self {
+        Self { wall: crate::live::clock(), at: Instant::now() }
+    }
+
+    /// How far the wall clock was stepped since; slewing does not count.
+    fn stepped_ns(&self) -> i64 {
+        step(crate::live::clock() - self.wall, self.at.elapsed())
+    }
+}
+
+/// How much of the distance between two clocks no slewing explains: the kernel slews by at most
+/// 500 millionths (`MAXFREQ`), and ten milliseconds may pass between reading one clock and the
+/// other.
+fn step(wall: NanosDelta, passed: Duration) -> i64 {
+    let passed = i64::try_from(passed.as_nanos()).unwrap_or(i64::MAX);
+    let moved = wall.0.saturating_sub(passed);
+    let slewed = (passed / 2_000).saturating_add(10_000_000);
+    if moved.saturating_abs() > slewed { moved } else { 0 }
+}
+
 /// Where rows go on their way out.
 struct Out<'a> {
     log: &'a mut SessionLog,
@@ -163,6 +191,8 @@ struct Run {
     told: bool,
     held_notes: Vec<Note>,
     committed_at: Instant,
+    /// Watched while live; a replay's time is the packets'.
+    wall: Option<WallClock>,
     complete_through: Option<Nanos>,
 }
 
@@ -174,6 +204,7 @@ impl Flush {
     /// The session log or the last line could not be written.
     pub fn capture(self, stop: &End, clock: impl Fn() -> Nanos) -> Result<()> {
         let mut run = Run::new(self);
+        run.wall = Some(WallClock::read());
         loop {
             // Before the hand-offs are emptied: workers have ended by then.
             let stopping = stop.is_set();
@@ -186,8 +217,13 @@ impl Flush {
                 run.commit();
                 run.seal_due(now);
             }
-            if now - run.flush.intervals.from() >= run.flush.interval {
+            let open_since = run.flush.intervals.from();
+            if now - open_since >= run.flush.interval {
                 run.close(now, false, false);
+            } else if now < open_since {
+                // The wall clock was set back: the line of what was says by how much.
+                run.close(open_since, false, false);
+                run.flush.intervals.begin_at(now);
             }
             thread::park_timeout(LOOK);
         }
@@ -231,6 +267,7 @@ impl Run {
             told: false,
             held_notes,
             committed_at: Instant::now(),
+            wall: None,
             complete_through: None,
         }
     }
@@ -334,6 +371,7 @@ impl Run {
             rows_written: self.flush.totals.rows.load(Ordering::Relaxed),
             rows_unwritable: self.flush.totals.rows_unwritable.load(Ordering::Relaxed),
             complete_through: self.complete_through,
+            stepped_ns: self.wall.map_or(0, |wall| wall.stepped_ns()),
             at_rest,
         };
         for news in self.flush.news.try_iter() {
@@ -361,6 +399,7 @@ impl Run {
             Ok(_) => {
                 self.held_notes.clear();
                 self.quiet.longest = None;
+                self.wall = self.wall.map(|_| WallClock::read());
                 self.flush.intervals.written(closing);
                 if self.flush.totals.ledger_fails.swap(false, Ordering::Relaxed) {
                     warn!("the ledger can be written again");
@@ -452,6 +491,15 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_is_told_from_a_slew() {
+        let second = Duration::from_secs(1);
+        assert_eq!(step(NanosDelta::from_secs(1), second), 0);
+        assert_eq!(step(NanosDelta(1_000_400_000), second), 0);
+        assert_eq!(step(NanosDelta::from_secs(3), second), 2_000_000_000);
+        assert_eq!(step(NanosDelta::from_secs(-3599), second), -3_600_000_000_000);
+    }
 
     #[test]
     fn the_longest_silence_is_kept_and_the_running_one_grows() {

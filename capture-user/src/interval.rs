@@ -82,6 +82,8 @@ pub struct Reading {
     pub rows_unwritable: u64,
     /// Every session with a frame before this moment has a row.
     pub complete_through: Option<Nanos>,
+    /// How far the wall clock was stepped since the last line.
+    pub stepped_ns: i64,
     /// Whether XDP is detached and the rings are drained, so that nothing is in flight.
     pub at_rest: bool,
 }
@@ -129,6 +131,11 @@ impl Intervals {
         self.from
     }
 
+    /// The clock was set back: the open interval begins anew where it stands now.
+    pub fn begin_at(&mut self, now: Nanos) {
+        self.from = now;
+    }
+
     /// Makes the line for everything since the last one. `None` where nothing happened and the
     /// line can wait: the next one will span both.
     #[must_use]
@@ -156,11 +163,12 @@ impl Intervals {
         line.files = self.files(&after);
         line.rows.written = after.rows_written.saturating_sub(self.before.rows_written);
         line.rows.lost = self.rows_lost(&after);
-        line.clock = Some(Clock { source: self.clock.clone(), stepped_ns: 0 });
+        line.clock = Some(Clock { source: self.clock.clone(), stepped_ns: after.stepped_ns });
         line.silence = silence;
         line.notes = notes;
         let worth_a_line = self.number == 0
             || after.at_rest
+            || after.stepped_ns != 0
             || !line.notes.is_empty()
             || !is_quiet(&line)
             || to - self.from >= FOLD;
