@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use capture_flow::time::Nanos;
+use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::{Store, ledger};
 use clap::{CommandFactory, Parser};
 
@@ -171,7 +171,35 @@ fn sessions(args: &SessionsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::R
     if answer.possible > 0 {
         complain(&possible(answer.possible));
     }
+    for store in &stores {
+        if let Some(note) = not_yet(store, question.window, clock) {
+            complain(&note);
+        }
+    }
     Ok(report(&answer))
+}
+
+/// How far back the ledger is read to learn whether a sensor runs.
+const RECENT: NanosDelta = NanosDelta::from_secs(600);
+
+/// A warning where the window reaches into time through which the log of a running sensor is not
+/// complete: a session gets its first row when it ends or at its first interim interval.
+fn not_yet(store: &Store, window: Window, clock: &Clock) -> Option<String> {
+    // What the ledger cannot tell, `coverage` complains about.
+    let read = ledger::read(store, clock.now() - RECENT, Nanos::MAX).ok()?;
+    let last = read.lines.last()?;
+    if last.notes.contains(&ledger::Note::CleanStop) {
+        return None;
+    }
+    let through = last.complete_through.unwrap_or(last.from);
+    (window.end() > through).then(|| {
+        format!(
+            "sensor {}: the log is complete through {}; sessions with frames after that may not \
+             be listed yet",
+            store.identity().sensor,
+            clock.long(through)
+        )
+    })
 }
 
 fn possible(count: u64) -> String {

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::process::Stdio;
 
-use crate::support::{Sensor, arp, at, errors, icmp, stillwire, tcp, text, tls};
+use crate::support::{self, Sensor, arp, at, errors, icmp, stillwire, tcp, text, tls};
 use capture_flow::record::{RowReason, SessionRecord};
 
 fn sensor(dir: &tempfile::TempDir) -> Sensor {
@@ -195,6 +195,24 @@ fn what_could_match_is_mentioned_and_listed_on_demand() {
     let output =
         sensor.ask(&["sessions", "resp host 10.0.0.1", "--possible", "--format", "ndjson"]);
     assert_eq!(text(&output).lines().count(), 1);
+}
+
+#[test]
+fn a_running_sensors_answer_says_how_far_it_goes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    let now = capture_store::time::now().0 / 1_000_000_000 - support::START;
+    sensor.line(0, now - 60, now, |line| line.complete_through = Some(at((now - 30) * 1000)));
+    let warns = |sensor: &Sensor, arguments: &[&str]| {
+        let mut all = vec!["sessions", "--format", "ndjson"];
+        all.extend_from_slice(arguments);
+        errors(&sensor.ask(&all)).contains("the log is complete through")
+    };
+    assert!(warns(&sensor, &[]));
+    assert!(warns(&sensor, &["--from", "-5m"]));
+    assert!(!warns(&sensor, &["--to", "-5m"]), "that time is complete");
+    sensor.line(1, now, now + 1, |line| line.notes.push(capture_store::ledger::Note::CleanStop));
+    assert!(!warns(&sensor, &[]));
 }
 
 #[test]
