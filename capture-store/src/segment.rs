@@ -253,6 +253,12 @@ impl ActiveSegment {
         self.frames
     }
 
+    /// Notes that found no room in the journal so far: frames that no index will know.
+    #[must_use]
+    pub fn unnoted(&self) -> u64 {
+        self.journal.unnoted()
+    }
+
     /// Bytes filled so far, headers included.
     #[must_use]
     pub fn bytes(&self) -> u64 {

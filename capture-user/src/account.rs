@@ -35,6 +35,7 @@ pub struct WorkerCounters {
     wire_bytes: AtomicU64,
     recorded: AtomicU64,
     recorded_bytes: AtomicU64,
+    unindexed: AtomicU64,
     dropped: [AtomicU64; DROP_REASONS],
     observed: AtomicU64,
     decoded: AtomicU64,
@@ -95,6 +96,8 @@ pub struct WorkerCounts {
     pub recorded: u64,
     /// Their captured bytes.
     pub recorded_bytes: u64,
+    /// Frames in segments that no index knows.
+    pub unindexed: u64,
     /// Frames in no segment, by [`DropReason::index`].
     pub dropped: [u64; DROP_REASONS],
     /// Frames that the session table looked at.
@@ -152,6 +155,7 @@ impl WorkerCounts {
             (&mut self.wire_bytes, other.wire_bytes),
             (&mut self.recorded, other.recorded),
             (&mut self.recorded_bytes, other.recorded_bytes),
+            (&mut self.unindexed, other.unindexed),
             (&mut self.observed, other.observed),
             (&mut self.decoded, other.decoded),
             (&mut self.held, other.held),
@@ -179,6 +183,8 @@ pub struct RecordCounts {
     pub frames: u64,
     /// Their captured bytes.
     pub bytes: u64,
+    /// Frames in segments that no index knows, because a journal was full.
+    pub unindexed: u64,
     /// Frames in no segment, by [`DropReason::index`].
     pub dropped: [u64; DROP_REASONS],
 }
@@ -225,6 +231,7 @@ impl WorkerCounters {
         self.wire_bytes.store(flow.frame_bytes, relaxed);
         self.recorded.store(record.frames, relaxed);
         self.recorded_bytes.store(record.bytes, relaxed);
+        self.unindexed.store(record.unindexed, relaxed);
         for (shared, own) in self.dropped.iter().zip(record.dropped) {
             shared.store(own, relaxed);
         }
@@ -299,6 +306,7 @@ impl WorkerCounters {
             wire_bytes: self.wire_bytes.load(relaxed),
             recorded: self.recorded.load(relaxed),
             recorded_bytes: self.recorded_bytes.load(relaxed),
+            unindexed: self.unindexed.load(relaxed),
             dropped: std::array::from_fn(|i| load(self.dropped.get(i))),
             observed: self.observed.load(relaxed),
             decoded: self.decoded.load(relaxed),

@@ -337,7 +337,7 @@ fn worker(number: u16, then: &WorkerCounts, now: &WorkerCounts) -> Worker {
         dropped,
         sessions: now.sessions,
         evicted: now.evicted.saturating_sub(then.evicted),
-        unindexed: 0,
+        unindexed: now.unindexed.saturating_sub(then.unindexed),
     }
 }
 

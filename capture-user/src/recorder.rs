@@ -54,6 +54,8 @@ pub struct Recorder {
     others: Vec<ActiveSegment>,
     snaplen: usize,
     counts: RecordCounts,
+    /// Of the segments that are finished.
+    unindexed: u64,
     error: Option<PrepareError>,
 }
 
@@ -69,6 +71,7 @@ impl Recorder {
             others: Vec::new(),
             snaplen: snaplen as usize,
             counts: RecordCounts::default(),
+            unindexed: 0,
             error: None,
         }
     }
@@ -116,7 +119,7 @@ impl Recorder {
     fn change_segment(&mut self, link: LinkType) -> Result<(), DropReason> {
         if let Some(current) = self.current.take() {
             if current.link_type() == link {
-                self.lane.fill(current.finish());
+                self.hand_over(current);
             } else {
                 self.others.push(current);
             }
@@ -126,7 +129,8 @@ impl Recorder {
             return Ok(());
         }
         if self.others.len() >= OPEN_LINK_TYPES {
-            self.lane.fill(self.others.remove(0).finish());
+            let oldest = self.others.remove(0);
+            self.hand_over(oldest);
         }
         let prepared = match &mut self.supply {
             Supply::Ahead => self.lane.take_ready(),
@@ -201,12 +205,12 @@ impl Recorder {
     /// Lets readers see what was recorded and noted. Once a batch.
     #[inline]
     pub fn publish(&mut self) {
-        if let Some(current) = &mut self.current {
-            current.publish();
-        }
-        for segment in &mut self.others {
+        let mut unindexed = self.unindexed;
+        for segment in self.current.iter_mut().chain(&mut self.others) {
             segment.publish();
+            unindexed += segment.unnoted();
         }
+        self.counts.unindexed = unindexed;
     }
 
     /// What was counted so far.
@@ -222,9 +226,15 @@ impl Recorder {
 
     /// Hands every open segment to be sealed.
     pub fn finish(&mut self) {
-        for segment in self.others.drain(..).chain(self.current.take()) {
-            self.lane.fill(segment.finish());
+        for segment in std::mem::take(&mut self.others).into_iter().chain(self.current.take()) {
+            self.hand_over(segment);
         }
+    }
+
+    fn hand_over(&mut self, segment: ActiveSegment) {
+        self.unindexed = self.unindexed.saturating_add(segment.unnoted());
+        self.counts.unindexed = self.unindexed;
+        self.lane.fill(segment.finish());
     }
 }
 
