@@ -38,8 +38,9 @@ pub struct Frames {
     pub pace: Pace,
 }
 
-/// First source port of [`Frames`].
-pub const FIRST_PORT: u16 = 1024;
+/// First source port of [`Frames`]: none of those from here on is taken for a server's by Zeek's
+/// rules, so every flow has its sender for its originator.
+pub const FIRST_PORT: u16 = 40_000;
 
 /// What became of the frames at the sender, by its interface's own counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,7 +16,7 @@ rows, packets, sensors = duckdb.sql(f"""
     SELECT count(*), sum(orig_pkts + resp_pkts), count(DISTINCT sensor)
     FROM read_parquet('{files}', hive_partitioning = true)
     WHERE final AND last_ts >= ts AND orig_h = '10.1.0.1' AND proto = 'udp'
-""").fetchone()
+""").fetchall()[0]
 print(rows, packets, sensors)
 "#;
 
