@@ -9,6 +9,7 @@ mod netlink;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 pub use ethtool::Offloads;
@@ -338,7 +339,13 @@ impl Promiscuous {
             SocketFlags::CLOEXEC,
             None,
         )
-        .map_err(|error| failed(error.into()))?;
+        .map_err(|error| match error {
+            Errno::PERM => failed(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                crate::privilege::explain_socket(),
+            )),
+            other => failed(other.into()),
+        })?;
         let request = libc::packet_mreq {
             mr_ifindex: link.index.cast_signed(),
             mr_type: libc::PACKET_MR_PROMISC as u16,
