@@ -1,1 +1,3 @@
+//! The measuring bench: drop rates against traffic generators and peers, pipeline and store figures.
+
 fn main() {}
