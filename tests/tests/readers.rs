@@ -22,10 +22,11 @@ print(rows, packets, sensors)
 
 const PYARROW: &str = r#"
 import glob, sys
-import pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
-store = sys.argv[1]
-tables = [pq.ParquetFile(name).read() for name in glob.glob(f"{store}/sessions/sensor=*/**/*.parquet", recursive=True)]
-table = pa.concat_tables(tables)
+import pyarrow as pa, pyarrow.compute as pc, pyarrow.dataset as ds
+sessions = sys.argv[1] + "/sessions"
+files = glob.glob(f"{sessions}/sensor=*/**/*.parquet", recursive=True)
+hive = ds.partitioning(flavor="hive")
+table = ds.dataset(files, partitioning=hive, partition_base_dir=sessions).to_table()
 assert table.schema.field("ts").type == pa.timestamp("ns", "UTC"), table.schema.field("ts")
 table = table.filter(table["final"])
 packets = pc.sum(table["orig_pkts"]).as_py() + pc.sum(table["resp_pkts"]).as_py()
