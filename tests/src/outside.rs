@@ -54,13 +54,7 @@ pub fn files(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// Where capinfos finds the file damaged or cut off.
 pub fn capinfos_frames(file: &Path) -> Result<u64> {
-    // -M: plain numbers, -T -m: a table separated by commas, -r: no header, -c: the count alone.
-    let output = Command::new("capinfos").args(["-MTmrc"]).arg(file).output()?;
-    let told = String::from_utf8_lossy(&output.stderr);
-    let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success() && !told.contains("cut short"), "capinfos: {told}{text}");
-    let count = text.trim().rsplit(',').next().unwrap_or_default();
-    count.parse().with_context(|| format!("the count in what capinfos wrote: {text:?}"))
+    capinfos(&[file.to_owned()])
 }
 
 /// Frames in all segments of a store as capinfos counts them.
@@ -68,11 +62,24 @@ pub fn capinfos_frames(file: &Path) -> Result<u64> {
 /// # Errors
 /// Where capinfos finds one of them damaged or cut off.
 pub fn recorded_frames(store: &Path) -> Result<u64> {
-    let mut frames = 0;
-    for file in segments(store)? {
-        frames += capinfos_frames(&file)?;
-    }
-    Ok(frames)
+    let segments = segments(store)?;
+    if segments.is_empty() { Ok(0) } else { capinfos(&segments) }
+}
+
+/// Frames in capture files together.
+fn capinfos(files: &[PathBuf]) -> Result<u64> {
+    // -M: plain numbers, -T -m: a table separated by commas, -r: no header, -c: the count alone.
+    let output = Command::new("capinfos").arg("-MTmrc").args(files).output()?;
+    let told = String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success() && !told.contains("cut short"), "capinfos: {told}{text}");
+    ensure!(text.lines().count() == files.len(), "capinfos left a file out: {text}");
+    text.lines()
+        .map(|line| {
+            let count = line.rsplit(',').next().unwrap_or_default();
+            count.parse::<u64>().with_context(|| format!("the count in capinfos' line {line:?}"))
+        })
+        .sum()
 }
 
 /// The fields of every frame that `filter` lets pass, as tshark reads them, in file order.
