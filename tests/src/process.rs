@@ -147,6 +147,12 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
+        // trafgen works in a process of its own, which would go on without its parent.
+        let path = format!("/proc/{0}/task/{0}/children", self.child.id());
+        let children = std::fs::read_to_string(path).unwrap_or_default();
+        for child in children.split_whitespace().filter_map(|id| Pid::from_raw(id.parse().ok()?)) {
+            let _ = kill_process(child, Signal::KILL);
+        }
         // Both fail where it has ended, which is what we want.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -204,6 +210,23 @@ mod tests {
         assert!(std::path::Path::new(&path).exists());
         drop(program);
         assert!(!std::path::Path::new(&path).exists());
+    }
+
+    #[test]
+    fn the_children_of_a_dropped_program_are_gone_too() {
+        let mut program =
+            Program::start(Command::new("sh").args(["-c", "sleep 1000 & echo child $! >&2; wait"]))
+                .unwrap();
+        program.await_stderr("\n").unwrap();
+        let told = program.stderr().unwrap();
+        let child = told.trim().rsplit(' ').next().unwrap().to_owned();
+        drop(program);
+        await_until("the end of the child", || {
+            let state = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            // Gone, or dead and waiting for whoever takes orphans in.
+            Ok((state.is_empty() || state.contains(") Z ")).then_some(()))
+        })
+        .unwrap();
     }
 
     #[test]
