@@ -305,6 +305,7 @@ impl<'a> Sessions<'a> {
                 .then(|| row.tunnel_parents.into_iter().map(Box::<str>::from).collect()),
             community_id: boxed(row.community_id),
             direction_certain: row.direction_certain,
+            fragment_overlap: row.fragment_overlap,
             update: row.update,
             is_final: row.is_final,
             end_reason: self.shared(&row.end_reason),

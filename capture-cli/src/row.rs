@@ -70,6 +70,8 @@ pub struct Row {
     pub community_id: Option<Box<str>>,
     /// False where the originator is a guess.
     pub direction_certain: bool,
+    /// Whether fragments of one of its datagrams contradicted each other.
+    pub fragment_overlap: bool,
     /// 0, 1, 2…
     pub update: u32,
     /// Whether the session is over.

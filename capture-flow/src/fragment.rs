@@ -102,6 +102,8 @@ struct Datagram {
     /// How far the bytes reach from 0 without a hole.
     reach: u32,
     frames: Vec<HeldFrame>,
+    /// Whether its fragments contradicted each other.
+    inconsistent: bool,
     charged: usize,
 }
 
@@ -166,7 +168,10 @@ impl FragmentTable {
         match overlap {
             Overlap::None => {}
             Overlap::Same => self.stats.overlapping += 1,
-            Overlap::Contradicts => self.stats.inconsistent += 1,
+            Overlap::Contradicts => {
+                self.stats.inconsistent += 1;
+                datagram.inconsistent = true;
+            }
         }
         if datagram.is_complete() {
             if let Some(datagram) = self.datagrams.remove(&fragment.key) {
@@ -229,7 +234,8 @@ impl FragmentTable {
     fn give_up_oldest(&mut self, give_up: &mut impl FnMut(&IncompleteDatagram<'_>)) -> bool {
         let Some((_, key)) = self.oldest() else { return false };
         self.order.pop_front();
-        let Some(datagram) = self.datagrams.remove(&key) else { return false };
+        let Some(mut datagram) = self.datagrams.remove(&key) else { return false };
+        datagram.mark_frames();
         self.charged = self.charged.saturating_sub(datagram.charged);
         give_up(&IncompleteDatagram {
             link: datagram.link,
@@ -260,6 +266,7 @@ impl Datagram {
             pieces: BTreeMap::new(),
             reach: 0,
             frames: Vec::new(),
+            inconsistent: false,
             charged: DATAGRAM_OVERHEAD,
         }
     }
@@ -338,7 +345,16 @@ impl Datagram {
         self.end != 0 && self.reach >= self.end
     }
 
+    /// Lets its frames tell their session that it is not certain what they said. A fragment can
+    /// only contradict an earlier one, so there is a frame to tell it.
+    fn mark_frames(&mut self) {
+        if self.inconsistent {
+            self.frames.iter_mut().for_each(|frame| frame.inconsistent = true);
+        }
+    }
+
     fn into_whole(mut self, last: &[HeldFrame]) -> Whole {
+        self.mark_frames();
         self.frames.extend_from_slice(last);
         let mut payload = Vec::with_capacity(self.reach as usize);
         for (_, piece) in self.pieces.range(..self.reach) {
@@ -369,6 +385,7 @@ mod tests {
             iface: crate::frame::IfaceId(0),
             at: None,
             owns_frame: true,
+            inconsistent: false,
         }
     }
 
@@ -430,6 +447,24 @@ mod tests {
         };
         assert_eq!(whole.payload, b"aaaaaaaabbbb");
         assert_eq!(table.stats().inconsistent, 1);
+    }
+
+    #[test]
+    fn frames_know_that_their_datagram_is_inconsistent() {
+        for (second, told) in [(b"aaaaaaaa", false), (b"aaaabaaa", true)] {
+            let mut table = table(100_000);
+            table.add(&fragment(1, 0, b"aaaaaaaa", true), never);
+            table.add(&fragment(1, 0, second, true), never);
+            let Added::Whole(whole) = table.add(&fragment(1, 8, b"z", false), never) else {
+                panic!("complete");
+            };
+            assert_eq!(whole.earlier.iter().map(|f| f.inconsistent).collect::<Vec<_>>(), [told; 2]);
+            table.add(&fragment(2, 8, b"aaaaaaaa", true), never);
+            table.add(&fragment(2, 8, second, true), never);
+            let mut given_up = Vec::new();
+            table.finish(|d| given_up.extend(d.frames.iter().map(|f| f.inconsistent)));
+            assert_eq!(given_up, [told; 2]);
+        }
     }
 
     #[test]

@@ -323,6 +323,9 @@ pub struct SessionRecord {
     pub tunnel_parents: Option<Box<[Uid]>>,
     /// False where the originator is a guess.
     pub direction_certain: bool,
+    /// Whether fragments of one of its datagrams overlapped and did not agree on the bytes or on the
+    /// datagram's end, so that what the receiver made of it is not certain.
+    pub fragment_overlap: bool,
     /// 0, 1, 2… over the rows of the session.
     pub update: u32,
     /// Why the row was written, and whether it is the last.

@@ -223,3 +223,41 @@ fn completeness_is_never_ahead_of_the_rows() {
         assert!(rowed >= before as u64, "{rowed} frames in rows, {before} before {complete}");
     }
 }
+
+/// A fragment of a datagram from one end of A to the other.
+fn fragment(ts: i64, id: u16, offset: u16, more: bool, data: &[u8]) -> OwnedFrame {
+    let mut frame = make::udp(Nanos(ts), A.0, A.1, b"");
+    frame.bytes.truncate(34);
+    frame.bytes.extend_from_slice(data);
+    frame.wire_len = frame.bytes.len() as u32;
+    frame.bytes[16..18].copy_from_slice(&(20 + data.len() as u16).to_be_bytes());
+    frame.bytes[18..20].copy_from_slice(&id.to_be_bytes());
+    let place = offset / 8 | if more { 0x2000 } else { 0 };
+    frame.bytes[20..22].copy_from_slice(&place.to_be_bytes());
+    frame
+}
+
+#[test]
+fn fragments_that_contradict_each_other_flag_their_session() {
+    let first = [&[0x9c, 0x40, 0x1b, 0x58, 0, 20, 0, 0][..], b"12345678"].concat();
+    let again = [&first[..12], b"xxxx"].concat();
+    let flagged = |second: &[u8], complete: bool| {
+        let mut frames = vec![fragment(0, 1, 0, true, &first), fragment(1_000, 1, 0, true, second)];
+        if complete {
+            frames.push(fragment(2_000, 1, 16, false, b"last"));
+        }
+        let (rows, _) = run(&frames, &[10], FlowConfig::default());
+        let [row] = rows.as_slice() else { panic!("{rows:?}") };
+        assert_eq!(row.frames, frames.len() as u64);
+        assert_eq!((row.orig.port, row.orig.pkts), if complete { (40_000, 1) } else { (0, 0) });
+        row.fragment_overlap
+    };
+    for complete in [true, false] {
+        assert!(!flagged(&first, complete), "the same bytes again");
+        assert!(flagged(&again, complete));
+    }
+    // The last fragment itself is the one that disagrees.
+    let frames = [fragment(0, 1, 0, true, &first), fragment(1_000, 1, 8, false, b"zzzzzzzzlast")];
+    let (rows, _) = run(&frames, &[10], FlowConfig::default());
+    assert!(rows[0].fragment_overlap && rows[0].orig.pkts == 1, "{rows:?}");
+}

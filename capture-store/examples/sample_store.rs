@@ -97,6 +97,7 @@ fn session(number: u16) -> SessionRecord {
         inner_vlan: None,
         tunnel_parents: None,
         direction_certain: true,
+        fragment_overlap: false,
         update: 0,
         reason: RowReason::Timeout,
         frames: FRAMES_OF_EACH,

@@ -67,6 +67,7 @@ fn record(number: u64, ts: i64) -> SessionRecord {
         inner_vlan: None,
         tunnel_parents: Some([Uid(1), Uid(2)].into()),
         direction_certain: true,
+        fragment_overlap: false,
         update: 0,
         reason: RowReason::Closed,
         frames: 6,
@@ -381,7 +382,7 @@ prop_compose! {
         letters in "[a-zA-Z^]{0,39}",
         vlans in any::<(Option<u16>, Option<u16>)>(),
         parents in prop::collection::vec(any::<u128>(), 0..4),
-        certain: bool, update: u32,
+        certain: bool, fragment_overlap: bool, update: u32,
         reason in prop::sample::select(RowReason::ALL.to_vec()),
         frames in 0..1_u64 << 62,
         at in prop::option::of((any::<u16>(), 0..1_u64 << 62, any::<u32>())),
@@ -396,7 +397,8 @@ prop_compose! {
             })),
             conn_state, history, missed_bytes: frames, vlan: vlans.0, inner_vlan: vlans.1,
             tunnel_parents: (!parents.is_empty()).then(|| parents.into_iter().map(Uid).collect()),
-            direction_certain: certain, update, reason, frames, frame_bytes: frames,
+            direction_certain: certain, fragment_overlap, update, reason, frames,
+            frame_bytes: frames,
             pcap_first: at.map(|(worker, segment, offset)| PcapPosition { worker, segment, offset }),
             pcap_last: None, flushed_at: Nanos(i64::from(flushed_at)),
         }
@@ -442,10 +444,10 @@ fn the_columns_are_those_of_the_design() {
                  orig_ip_bytes resp_ip_bytes missed_bytes local_orig local_resp vlan inner_vlan \
                  orig_l2_addr resp_l2_addr tunnel_parents community_id direction_certain update \
                  final flushed_at pcap_first pcap_last end_reason frames frame_bytes server_name \
-                 alpn"
+                 alpn fragment_overlap"
         .split_whitespace()
     {
         assert!(names.iter().any(|known| known == name), "{name}");
     }
-    assert_eq!(names.len(), 41);
+    assert_eq!(names.len(), 42);
 }

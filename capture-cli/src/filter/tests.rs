@@ -39,6 +39,7 @@ fn row() -> Row {
         tunnel_parents: None,
         community_id: None,
         direction_certain: true,
+        fragment_overlap: false,
         update: 0,
         is_final: true,
         end_reason: "closed".into(),

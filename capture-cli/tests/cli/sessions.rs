@@ -198,6 +198,21 @@ fn what_could_match_is_mentioned_and_listed_on_demand() {
 }
 
 #[test]
+fn contradicting_fragments_are_a_column_of_ours_and_not_of_zeeks() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    sensor.session(SessionRecord { fragment_overlap: true, ..tcp("192.0.2.7", 22) }, &[]);
+    sensor.session(tcp("192.0.2.8", 22), &[]);
+    sensor.commit();
+    let output = sensor.ask(&["sessions", "--sort", "fragment_overlap", "--format", "ndjson"]);
+    assert_eq!(column(&text(&output), "fragment_overlap"), [false, true]);
+    for format in ["zeek", "zeek-json"] {
+        let output = sensor.ask(&["sessions", "--format", format]);
+        assert!(!text(&output).contains("fragment_overlap"), "{format}");
+    }
+}
+
+#[test]
 fn a_running_sensors_answer_says_how_far_it_goes() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut sensor = Sensor::new(&dir.path().join("store"), "s1");

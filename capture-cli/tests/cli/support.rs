@@ -232,6 +232,7 @@ pub(crate) fn tcp(resp: &str, port: u16) -> SessionRecord {
         inner_vlan: None,
         tunnel_parents: None,
         direction_certain: true,
+        fragment_overlap: false,
         update: 0,
         reason: RowReason::Closed,
         frames: 4,

@@ -48,6 +48,8 @@ pub struct HeldFrame {
     /// Whether its wire bytes still count to nothing: false for a fragment inside a tunnel whose
     /// outer packet already counted the frame.
     pub owns_frame: bool,
+    /// Whether fragments of the datagram that it is of contradicted each other.
+    pub inconsistent: bool,
 }
 
 /// A datagram that will not be complete any more.

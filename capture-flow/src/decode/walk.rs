@@ -97,6 +97,7 @@ impl<'w, V: PacketVisitor> Walk<'w, V> {
                 iface: frame.iface,
                 at: frame.at,
                 owns_frame: true,
+                inconsistent: false,
             },
         }
     }

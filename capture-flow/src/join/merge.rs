@@ -51,6 +51,7 @@ pub(super) fn merge_in_turn(before: &SessionUpdate, after: &SessionUpdate) -> Se
     record.frames = record.frames.saturating_add(old.frames);
     record.frame_bytes = record.frame_bytes.saturating_add(old.frame_bytes);
     record.missed_bytes = record.missed_bytes.saturating_add(old.missed_bytes);
+    record.fragment_overlap |= old.fragment_overlap;
     record.service = old.service.or(record.service);
     record.detail = old.detail.clone().or_else(|| record.detail.take());
     // The roles of the first one hold.
@@ -135,6 +136,7 @@ pub(super) fn merge_directions(a: &SessionUpdate, b: &SessionUpdate) -> SessionR
     record.frames = record.frames.saturating_add(other.frames);
     record.frame_bytes = record.frame_bytes.saturating_add(other.frame_bytes);
     record.missed_bytes = record.missed_bytes.saturating_add(other.missed_bytes);
+    record.fragment_overlap |= other.fragment_overlap;
     record.service = record.service.or(other.service);
     record.detail = record.detail.or_else(|| other.detail.clone());
     record.tunnel_parents = record.tunnel_parents.or_else(|| other.tunnel_parents.clone());

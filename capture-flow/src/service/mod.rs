@@ -174,6 +174,16 @@ impl Services {
         (service.is_some() || detail.is_some()).then_some(Finding { service, detail })
     }
 
+    /// Lets the originator and the responder of a stream change places: the session took each for
+    /// the other so far.
+    pub fn turn(&mut self, detector: &mut Detector) {
+        detector.next.swap(0, 1);
+        detector.done.swap(0, 1);
+        if let Some(slot) = self.slots.get_mut(detector.ticket) {
+            slot.turn();
+        }
+    }
+
     fn segment(
         &mut self,
         detector: &mut Detector,

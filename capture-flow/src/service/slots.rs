@@ -38,6 +38,11 @@ impl Slot {
         &mut self.sides[0]
     }
 
+    /// Swaps what the sides have sent.
+    pub(super) fn turn(&mut self) {
+        self.sides.swap(0, 1);
+    }
+
     fn clear(&mut self, owner: Ticket) {
         self.owner = owner;
         self.sides.iter_mut().for_each(Vec::clear);

@@ -177,3 +177,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_stream_whose_ends_change_places_goes_on() {
+    let hello = record(&hello("example.com"));
+    for cut in 1..hello.len() {
+        let mut services = Services::new(8);
+        let mut detector = Detector::default();
+        // What came first was taken for the responder's.
+        let (first, rest) = hello.split_at(cut);
+        services.observe(&mut detector, Carrier::Tcp, false, 0, first);
+        services.turn(&mut detector);
+        assert!(detector.wants(true), "{cut}");
+        services.observe(&mut detector, Carrier::Tcp, false, 0, b"\x15\x03\x03\x00\x02\x02\x28");
+        let found = services.observe(&mut detector, Carrier::Tcp, true, cut as u32, rest);
+        let name = found.and_then(|found| found.detail).and_then(|detail| detail.server_name);
+        assert_eq!(name.as_deref(), Some("example.com"), "{cut}");
+        assert_eq!(detector.service(), Some(Service::Tls));
+    }
+}

@@ -87,10 +87,7 @@ impl Core {
         }
 
         for held in earlier {
-            self.frame(slot, &Origin::held(held), held.owns_frame, sink);
-            if held.owns_frame {
-                self.stats.held = self.stats.held.saturating_sub(1);
-            }
+            self.held_frame(slot, held, sink);
         }
         self.frame(slot, origin, packet.owns_frame, sink);
 
@@ -135,6 +132,15 @@ impl Core {
         if let Some(at) = origin.at {
             hot.pcap_last = Some(at);
             sink.touch(at, hot.hash, &mut hot.mark);
+        }
+    }
+
+    /// Counts a frame that waited for the rest of its datagram.
+    fn held_frame(&mut self, slot: u32, held: &HeldFrame, sink: &mut impl Sink) {
+        self.frame(slot, &Origin::held(held), held.owns_frame, sink);
+        self.cold[slot as usize].fragment_overlap |= held.inconsistent;
+        if held.owns_frame {
+            self.stats.held = self.stats.held.saturating_sub(1);
         }
     }
 
@@ -279,6 +285,8 @@ impl Core {
             hot.pkts.swap(0, 1);
             hot.ip_bytes.swap(0, 1);
             cold.l2.swap(0, 1);
+            hot.detecting.swap(0, 1);
+            self.services.turn(&mut cold.detector);
         }
         if missed_syn {
             hot.direction_guessed = false;
@@ -299,10 +307,11 @@ impl Core {
         let who = usize::from(!is_orig);
         hot.pkts[who] += 1;
         hot.ip_bytes[who] += u64::from(counted.total_len);
+        let from_orig = is_orig != effect.flipped;
         if let Some(offset) = effect.payload_offset
-            && hot.detecting[who]
+            && hot.detecting[usize::from(!from_orig)]
         {
-            effect.state_changed |= self.detect(slot, Carrier::Tcp, is_orig, offset, payload);
+            effect.state_changed |= self.detect(slot, Carrier::Tcp, from_orig, offset, payload);
         }
         let goes_on = self.halves && self.hot[slot as usize].class == Class::TcpAttempt;
         if effect.state_changed || goes_on {
@@ -472,10 +481,7 @@ impl Core {
             slot
         });
         for held in datagram.frames {
-            self.frame(slot, &Origin::held(held), held.owns_frame, sink);
-            if held.owns_frame {
-                self.stats.held = self.stats.held.saturating_sub(1);
-            }
+            self.held_frame(slot, held, sink);
         }
     }
 

@@ -72,6 +72,7 @@ impl Core {
             inner_vlan: cold.inner_vlan,
             tunnel_parents: cold.parents.clone(),
             direction_certain: !hot.direction_guessed,
+            fragment_overlap: cold.fragment_overlap,
             update: cold.update,
             reason,
             frames: hot.frames,

@@ -112,6 +112,8 @@ pub(super) struct Cold {
     pub(super) iface: IfaceId,
     pub(super) vlan: Option<u16>,
     pub(super) inner_vlan: Option<u16>,
+    /// Whether fragments of one of its datagrams contradicted each other.
+    pub(super) fragment_overlap: bool,
     /// Link-layer addresses of originator and responder.
     pub(super) l2: [Option<MacAddr>; 2],
     pub(super) pcap_first: Option<PcapPosition>,

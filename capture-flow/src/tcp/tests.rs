@@ -1,4 +1,7 @@
 use super::*;
+use crate::record::History;
+use crate::sink::LetterTimes;
+use crate::time::Nanos;
 
 /// A session driven by hand: sequence numbers relative to the two initial ones.
 struct Session {

@@ -87,6 +87,8 @@ pub struct SessionRow<'a> {
     pub server_name: Option<Cow<'a, str>>,
     /// Application protocols that the client offered.
     pub alpn: Option<Cow<'a, str>>,
+    /// Whether fragments of one of its datagrams contradicted each other.
+    pub fragment_overlap: bool,
     /// When the engine let go of the row.
     pub flushed_at: Nanos,
     /// Where the first frame lies.
@@ -164,6 +166,7 @@ impl<'a> SessionRow<'a> {
             frame_bytes: record.frame_bytes,
             server_name: name(detail.and_then(|detail| detail.server_name.as_deref())),
             alpn: name(detail.and_then(|detail| detail.alpn.as_deref())),
+            fragment_overlap: record.fragment_overlap,
             flushed_at: record.flushed_at,
             pcap_first: record.pcap_first,
             pcap_last: record.pcap_last,
@@ -214,6 +217,7 @@ impl<'a> SessionRow<'a> {
             is_final: self.is_final,
             frames: self.frames,
             frame_bytes: self.frame_bytes,
+            fragment_overlap: self.fragment_overlap,
             flushed_at: self.flushed_at,
             pcap_first: self.pcap_first,
             pcap_last: self.pcap_last,

@@ -88,6 +88,7 @@ fn fields() -> Vec<Field> {
         must("frame_bytes", DataType::Int64),
         may("server_name", text()),
         may("alpn", text()),
+        must("fragment_overlap", DataType::Boolean),
         must("flushed_at", time()),
         may("pcap_first", DataType::Struct(position_fields())),
         may("pcap_last", DataType::Struct(position_fields())),
