@@ -232,7 +232,7 @@ fn fragment(ts: i64, id: u16, offset: u16, more: bool, data: &[u8]) -> OwnedFram
     frame.wire_len = frame.bytes.len() as u32;
     frame.bytes[16..18].copy_from_slice(&(20 + data.len() as u16).to_be_bytes());
     frame.bytes[18..20].copy_from_slice(&id.to_be_bytes());
-    let place = offset / 8 | if more { 0x2000 } else { 0 };
+    let place = (offset / 8) | if more { 0x2000 } else { 0 };
     frame.bytes[20..22].copy_from_slice(&place.to_be_bytes());
     frame
 }
