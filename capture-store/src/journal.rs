@@ -367,8 +367,9 @@ impl Snapshot {
         }
         let mut notes = Notes::default();
         for_words_down(&file, total, slots, |hash, kind| {
-            // Slots are taken in order; an unused one is zero.
-            let used = kind != 0;
+            // Slots are taken in order. What follows the last is zero, or in a full journal a note,
+            // which can be neither kind.
+            let used = kind == DEFINED || kind & FOREIGN != 0;
             if used {
                 notes.slot(hash, kind, fixed.worker, fixed.sequence);
             }

@@ -199,7 +199,8 @@ fn recover_segment(place: &Place, report: &mut RecoveryReport) -> Result<(), Rea
     let index = index::encode(&header, notes);
     let file = OpenOptions::new().read(true).write(true).open(&place.pcap)?;
     let torn = committed.saturating_sub(found.end);
-    if torn > 0 {
+    // A recovery that was killed has perhaps cut the segment already, and kept what was behind.
+    if torn > 0 && file.metadata()?.len() > found.end {
         // Only a power loss leaves holes. What lies behind the first one is no part of a readable
         // segment any more, but somebody may still want it.
         keep_aside(&file, found.end, torn, &place.pcap.with_extension("damaged"))?;

@@ -253,6 +253,46 @@ fn recovery_of_a_segment_cut_anywhere_keeps_what_is_whole_before_the_cut() {
 }
 
 #[test]
+fn recovery_knows_every_note_of_a_journal_without_a_word_to_spare() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    store.next_sequence(3).unwrap();
+    let small = SegmentSpec { journal_bytes: 8192, ..spec() };
+    let mut segment = prepare(&store.layout().worker(3), 1, &small).unwrap().activate();
+    // 512 words of room: one slot of two, and 510 notes.
+    let model = fill(&mut segment, &[(60, 7); 510]);
+    segment.publish();
+    assert_eq!(segment.unnoted(), 0);
+    drop((segment, store));
+    let store = small_store(dir.path());
+    let index = segments(store.store()).unwrap()[0].index().unwrap();
+    assert_eq!((index.header().frames, index.header().unnoted), (510, 0));
+    assert_index(&index, &model);
+}
+
+#[test]
+fn what_is_kept_aside_survives_a_recovery_that_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    killed_store(dir.path(), &[(20, 1), (30, 2), (25, 1)], 3);
+    let worker = dir.path().join("store/pcap/w03");
+    let [pcap, journal, index, aside] = ["pcap", "idx.open", "idx", "damaged"]
+        .map(|extension| worker.join(format!("{:020}.{extension}", 1)));
+    // A hole where the second record's header was: 46 + 41 bytes are behind the first.
+    let mut bytes = fs::read(&pcap).unwrap();
+    bytes[60..76].fill(0);
+    fs::write(&pcap, bytes).unwrap();
+    let before = fs::read(&journal).unwrap();
+    assert_eq!(small_store(dir.path()).recovery().bytes_lost, 87);
+    let kept = fs::read(&aside).unwrap();
+    assert_eq!(kept.len(), 87);
+    // As a kill leaves it between the cut and the index.
+    fs::remove_file(&index).unwrap();
+    fs::write(&journal, before).unwrap();
+    assert_eq!(small_store(dir.path()).recovery().frames, 1);
+    assert_eq!(fs::read(&aside).unwrap(), kept);
+}
+
+#[test]
 fn recovery_without_a_journal_scans() {
     let dir = tempfile::tempdir().unwrap();
     let frames: Vec<_> = (0..20).map(|n| (60, n)).collect();
