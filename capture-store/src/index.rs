@@ -13,6 +13,7 @@
 //! segment is open, with the same calls. Every number read is checked against the file's size
 //! before it is believed, so a damaged file costs an error and no memory.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -35,6 +36,10 @@ const HASHED_LEN: usize = HEADER_LEN - 32;
 const DIRECTORY_ENTRY: usize = 24;
 const FOREIGN_ENTRY: usize = 24;
 const RECOVERED: u64 = 1;
+/// Entries that a walk passes in the time of one search.
+const SEARCH_ENTRIES: u64 = 64;
+/// Entries that a walk reads at once.
+const CHUNK_ENTRIES: usize = 4096;
 
 /// What an index says about its segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -359,6 +364,81 @@ impl SegmentIndex {
         Ok(found)
     }
 
+    /// Calls `found` for each of these sessions that has frames here. `flows` ascends. Asked for
+    /// many sessions at once, the index is walked from one end to the other instead of being
+    /// searched for each.
+    ///
+    /// # Errors
+    /// The file is damaged or unreadable; `found` was called for what was read before.
+    pub fn select(
+        &self,
+        flows: &[FlowHash],
+        mut found: impl FnMut(FlowHash, Postings),
+    ) -> Result<(), IndexError> {
+        let entries = match &self.source {
+            Source::Sealed { sections, .. } => sections.flows.saturating_add(sections.foreign),
+            Source::Open(notes) => notes.entries.len() as u64,
+        };
+        let searches = match &self.source {
+            // A search costs a read for each halving; a walk reads whole chunks.
+            Source::Sealed { .. } => (flows.len() as u64).saturating_mul(SEARCH_ENTRIES) <= entries,
+            // It looks at every entry either way.
+            Source::Open(_) => flows.len() <= 1,
+        };
+        if searches {
+            for flow in flows {
+                let postings = self.postings(*flow)?;
+                if postings != Postings::default() {
+                    found(*flow, postings);
+                }
+            }
+            return Ok(());
+        }
+        let mut all = match &self.source {
+            Source::Sealed { file, sections } => self.walk_sealed(file, sections, flows)?,
+            Source::Open(notes) => walk_open(notes, flows),
+        };
+        for (flow, postings) in &mut all {
+            postings.offsets.retain(|offset| u64::from(*offset) < self.header.pcap_len);
+            found(*flow, std::mem::take(postings));
+        }
+        Ok(())
+    }
+
+    fn walk_sealed(
+        &self,
+        file: &File,
+        sections: &Sections,
+        flows: &[FlowHash],
+    ) -> Result<BTreeMap<FlowHash, Postings>, IndexError> {
+        let mut all: BTreeMap<FlowHash, Postings> = BTreeMap::new();
+        let mut wanted = flows.iter().peekable();
+        walk::<DIRECTORY_ENTRY>(file, HEADER_LEN as u64, sections.flows, |entry| {
+            let flow = FlowHash(u64_at(entry, 0));
+            while wanted.next_if(|next| **next < flow).is_some() {}
+            if wanted.next_if(|next| **next == flow).is_some() {
+                all.entry(flow).or_default().offsets = read_offsets(file, sections, entry)?;
+            }
+            Ok(())
+        })?;
+        walk::<FOREIGN_ENTRY>(file, sections.foreign_at(), sections.foreign, |entry| {
+            let flow = FlowHash(u64_at(entry, 0));
+            if flows.binary_search(&flow).is_ok() {
+                all.entry(flow).or_default().foreign.push(self.foreign(entry));
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    fn foreign(&self, entry: &[u8; FOREIGN_ENTRY]) -> PcapPosition {
+        PcapPosition {
+            worker: self.header.worker,
+            segment: u64_at(entry, 8),
+            offset: u64_at(entry, 16) as u32,
+        }
+    }
+
     fn sealed_postings(
         &self,
         file: &File,
@@ -383,15 +463,32 @@ impl SegmentIndex {
             if u64_at(&entry, 0) != flow.0 {
                 break;
             }
-            found.foreign.push(PcapPosition {
-                worker: self.header.worker,
-                segment: u64_at(&entry, 8),
-                offset: u64_at(&entry, 16) as u32,
-            });
+            found.foreign.push(self.foreign(&entry));
             place += 1;
         }
         Ok(found)
     }
+}
+
+/// Visits `count` entries from byte `at` on.
+fn walk<const LEN: usize>(
+    file: &File,
+    mut at: u64,
+    mut count: u64,
+    mut visit: impl FnMut(&[u8; LEN]) -> Result<(), IndexError>,
+) -> Result<(), IndexError> {
+    let mut bytes = vec![0; CHUNK_ENTRIES * LEN];
+    while count > 0 {
+        let here = count.min(CHUNK_ENTRIES as u64);
+        let chunk = bytes.get_mut(..here as usize * LEN).unwrap_or_default();
+        file.read_exact_at(chunk, at)?;
+        for entry in chunk.as_chunks::<LEN>().0 {
+            visit(entry)?;
+        }
+        at += chunk.len() as u64;
+        count -= here;
+    }
+    Ok(())
 }
 
 /// The first of `count` sorted entries whose hash is not below `flow`'s.
@@ -437,6 +534,28 @@ fn read_offsets(
         offsets.push(last);
     }
     Ok(offsets)
+}
+
+fn walk_open(notes: &Notes, flows: &[FlowHash]) -> BTreeMap<FlowHash, Postings> {
+    let mut all: BTreeMap<FlowHash, Postings> = BTreeMap::new();
+    let is_wanted = |flow: &FlowHash| flows.binary_search(flow).is_ok();
+    let slots: Vec<Option<FlowHash>> =
+        notes.flows.iter().map(|slot| slot.filter(is_wanted)).collect();
+    for (slot, offset) in &notes.entries {
+        if let Some(Some(flow)) = slots.get(*slot as usize) {
+            all.entry(*flow).or_default().offsets.push(*offset);
+        }
+    }
+    for (flow, at) in notes.foreign.iter().filter(|(flow, _)| is_wanted(flow)) {
+        all.entry(*flow).or_default().foreign.push(*at);
+    }
+    for postings in all.values_mut() {
+        postings.offsets.sort_unstable();
+        postings.offsets.dedup();
+        postings.foreign.sort_unstable();
+        postings.foreign.dedup();
+    }
+    all
 }
 
 fn open_postings(notes: &Notes, flow: FlowHash) -> Postings {

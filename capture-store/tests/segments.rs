@@ -1,7 +1,7 @@
 //! Segments from preparation to recovery, through the public interface.
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -64,6 +64,33 @@ fn assert_index(index: &SegmentIndex, model: &Model) {
         assert_eq!(index.postings(flow).unwrap().offsets, offsets);
     }
     assert!(index.postings(FlowHash(u64::MAX)).unwrap().offsets.is_empty());
+    assert_select(index, model);
+}
+
+/// Asking for many sessions at once gives what asking for each does.
+fn assert_select(index: &SegmentIndex, model: &Model) {
+    let all: BTreeSet<FlowHash> = model.iter().map(|frame| frame.4).collect();
+    let and_more: Vec<FlowHash> = (0..400).map(FlowHash).chain(all.iter().copied()).collect();
+    let and_more: BTreeSet<FlowHash> = and_more.into_iter().collect();
+    let every_other = all.iter().copied().step_by(2).collect();
+    let few = all.iter().copied().take(1).collect();
+    for wanted in [all, and_more, every_other, few, BTreeSet::new()] {
+        let wanted: Vec<FlowHash> = wanted.into_iter().collect();
+        let mut expected = BTreeMap::new();
+        for flow in &wanted {
+            let postings = index.postings(*flow).unwrap();
+            if !(postings.offsets.is_empty() && postings.foreign.is_empty()) {
+                expected.insert(*flow, postings);
+            }
+        }
+        let mut found = BTreeMap::new();
+        index
+            .select(&wanted, |flow, postings| {
+                assert_eq!(found.insert(flow, postings), None, "each session once");
+            })
+            .unwrap();
+        assert_eq!(found, expected);
+    }
 }
 
 fn assert_packets(reader: &SegmentReader, model: &Model) {
