@@ -255,6 +255,9 @@ fn packets(args: &PacketsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Res
             packets::write(&stores, &answer.found, window, &mut out)?
         }
     };
+    for note in &written.notes {
+        complain(note);
+    }
     for damage in &written.damage {
         complain(&format!("the output is not complete: {damage}"));
     }
@@ -271,6 +274,15 @@ fn packets(args: &PacketsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Res
              says why)",
             written.never_kept,
             answer.found.len()
+        ));
+    }
+    if written.short > 0 {
+        complain(&format!(
+            "{} of {} sessions lack {} packets that they had: not kept when they arrived \
+             (`stillwire coverage` says why), or retired",
+            written.short,
+            answer.found.len(),
+            written.short_frames
         ));
     }
     if let Some(path) = file {

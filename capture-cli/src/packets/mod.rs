@@ -5,6 +5,7 @@
 //! sensor, so hash and time together select exactly the session's frames.
 
 mod capture;
+mod scan;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
@@ -14,8 +15,8 @@ use capture_flow::frame::LinkType;
 use capture_flow::key::{FlowHash, FlowHasher, SessionKey};
 use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::Store;
-use capture_store::index::{IndexError, SegmentRef, segments};
-use capture_store::pcap::{ReadError, SegmentReader};
+use capture_store::index::{IndexError, SegmentIndex, SegmentRef, segments};
+use capture_store::pcap::{ReadError, RecordHeader, SegmentReader};
 
 use self::capture::CaptureWriter;
 use crate::progress::Progress;
@@ -38,15 +39,21 @@ pub struct Written {
     pub retired: u64,
     /// Sessions whose packets were never kept.
     pub never_kept: u64,
+    /// Sessions with fewer frames than their rows counted, for no other reason known.
+    pub short: u64,
+    /// The frames that those lack.
+    pub short_frames: u64,
     /// What could not be read: the output is not complete.
     pub damage: Vec<String>,
+    /// What is worth knowing although nothing is missing.
+    pub notes: Vec<String>,
 }
 
 impl Written {
     /// Whether everything that was asked for is there.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.retired == 0 && self.never_kept == 0 && self.damage.is_empty()
+        self.retired == 0 && self.never_kept == 0 && self.short == 0 && self.damage.is_empty()
     }
 }
 
@@ -100,8 +107,14 @@ pub fn write(
     Ok(written)
 }
 
+/// A session's share of the window, and the session by its place among the rows.
+type Span = (Nanos, Nanos, usize);
+
 /// When frames under a hash belong to a session that was asked for.
-type Spans = HashMap<FlowHash, Vec<(Nanos, Nanos)>>;
+type Spans = HashMap<FlowHash, Vec<Span>>;
+
+/// Offsets in each segment, and the hash that each was found under.
+type Offsets = BTreeMap<(u16, u64), Vec<(u32, FlowHash)>>;
 
 /// Looks through one store's indexes.
 fn find(
@@ -112,79 +125,133 @@ fn find(
     written: &mut Written,
 ) -> anyhow::Result<()> {
     let all = segments(store)?;
-    count_missing(rows, &all, window, written);
-    let spans = spans(rows, window, store.identity().hash_seed());
+    let mut frames = vec![0; rows.len()];
+    let missing = count_missing(rows, &all, window, written);
+    let seed = store.identity().hash_seed();
+    let spans = spans(rows, window, seed);
+    let tagged = rows.iter().any(|row| row.vlan.is_some() || row.inner_vlan.is_some());
     let first = spans.values().flatten().map(|span| span.0).min().unwrap_or(Nanos::MAX);
     let last = spans.values().flatten().map(|span| span.1).max().unwrap_or(Nanos::MIN);
     let last = last + FRAGMENT_PATIENCE;
     // Offsets by segment, from its own index and from those of later segments.
-    let mut offsets: BTreeMap<(u16, u64), Vec<(u32, FlowHash)>> = BTreeMap::new();
-    let mut indexes: HashMap<(u16, u64), u64> = HashMap::new();
+    let mut offsets = Offsets::new();
+    let mut committed: HashMap<(u16, u64), u64> = HashMap::new();
     for segment in &all {
         selection.progress.advance(1);
         let name = (segment.worker, segment.sequence);
-        let index = match segment.index() {
-            Ok(index) => index,
+        let usable = match segment.index() {
+            Ok(index) => {
+                let header = *index.header();
+                committed.insert(name, header.pcap_len);
+                if header.frames == 0 || !header.overlaps(first, last) {
+                    continue;
+                }
+                select(&index, segment, &spans, &mut offsets).map(|()| header.unnoted == 0)
+            }
             Err(error) if is_gone_index(&error) => continue,
             Err(error) => {
-                written.damage.push(format!("the index of {}: {error}", segment_name(segment)));
-                continue;
+                // What lies behind the last whole record is left out.
+                committed.insert(name, u64::MAX);
+                Err(error)
             }
         };
-        indexes.insert(name, index.header().pcap_len);
-        if index.header().frames == 0 || !index.header().overlaps(first, last) {
-            continue;
-        }
-        if index.header().unnoted > 0 {
-            written.damage.push(format!(
-                "the index of {} leaves out {} frames, some may be missing here",
-                segment_name(segment),
-                index.header().unnoted
-            ));
-        }
-        let header = *index.header();
-        let lived = |times: &[(Nanos, Nanos)]| {
-            times.iter().any(|(from, to)| header.overlaps(*from, *to + FRAGMENT_PATIENCE))
+        let why = match usable {
+            Ok(true) => continue,
+            Ok(false) => None,
+            Err(error) => Some(error),
         };
-        for (flow, _) in spans.iter().filter(|(_, times)| lived(times)) {
-            match index.postings(*flow) {
-                Ok(postings) => {
-                    let own = postings.offsets.iter().map(|offset| (*offset, *flow));
-                    offsets.entry(name).or_default().extend(own);
-                    for at in postings.foreign {
-                        let entry = offsets.entry((at.worker, at.segment)).or_default();
-                        entry.push((at.offset, *flow));
-                    }
-                }
-                Err(error) => {
-                    written.damage.push(format!("the index of {}: {error}", segment_name(segment)));
-                    break;
-                }
+        let scanned =
+            scan_instead(segment, committed.get(&name), seed, tagged, &spans, &mut offsets);
+        let name = segment_name(segment);
+        match (why, scanned) {
+            (None, Ok(())) => {}
+            (Some(why), Ok(())) => {
+                written
+                    .notes
+                    .push(format!("the index of {name}: {why}: all of its frames were read"));
+            }
+            (None, Err(error)) => written.damage.push(format!("{name}: {error:#}")),
+            (Some(why), Err(error)) => {
+                written.damage.push(format!("the index of {name}: {why}; {name}: {error:#}"));
             }
         }
     }
     for segment in &all {
         let name = (segment.worker, segment.sequence);
-        let (Some(mut wanted), Some(committed)) = (offsets.remove(&name), indexes.get(&name))
+        let (Some(mut wanted), Some(committed)) = (offsets.remove(&name), committed.get(&name))
         else {
             continue;
         };
         // A frame of two sessions, of a tunnel and of what is inside, comes under two hashes.
         wanted.sort_unstable();
         wanted.dedup();
-        selection.locate(segment, *committed, &wanted, &spans, written);
+        selection.locate(segment, *committed, &wanted, &spans, &mut frames, written);
+    }
+    count_short(rows, &frames, &missing, window, written);
+    Ok(())
+}
+
+/// Asks one index for all sessions that lived while its segment was filled.
+fn select(
+    index: &SegmentIndex,
+    segment: &SegmentRef,
+    spans: &Spans,
+    offsets: &mut Offsets,
+) -> Result<(), IndexError> {
+    let header = index.header();
+    let lived = |times: &[Span]| {
+        times.iter().any(|(from, to, _)| header.overlaps(*from, *to + FRAGMENT_PATIENCE))
+    };
+    let mut flows: Vec<FlowHash> =
+        spans.iter().filter(|(_, times)| lived(times)).map(|(flow, _)| *flow).collect();
+    flows.sort_unstable();
+    index.select(&flows, |flow, postings| {
+        let own = postings.offsets.iter().map(|offset| (*offset, flow));
+        offsets.entry((segment.worker, segment.sequence)).or_default().extend(own);
+        for at in postings.foreign {
+            offsets.entry((at.worker, at.segment)).or_default().push((at.offset, flow));
+        }
+    })
+}
+
+/// Reads the segment itself where its index does not tell, or not all.
+fn scan_instead(
+    segment: &SegmentRef,
+    committed: Option<&u64>,
+    seed: u64,
+    tagged: bool,
+    spans: &Spans,
+    offsets: &mut Offsets,
+) -> anyhow::Result<()> {
+    let committed = committed.copied().unwrap_or(u64::MAX);
+    let reader = SegmentReader::open(&segment.pcap_path(), committed)?;
+    // Tags are part of the key where the sensor was told so.
+    let keys: &[bool] = if tagged { &[false, true] } else { &[false] };
+    for vlan_in_key in keys {
+        scan::scan(
+            segment,
+            &reader,
+            seed,
+            *vlan_in_key,
+            |flow| spans.contains_key(&flow),
+            |at, flow| {
+                offsets.entry((at.worker, at.segment)).or_default().push((at.offset, flow));
+            },
+        )?;
     }
     Ok(())
 }
 
 impl Selection {
-    /// Reads the times of the frames and keeps those within a session.
+    /// Reads the times of the frames and keeps those within a session. `frames` counts them for
+    /// each row.
     fn locate(
         &mut self,
         segment: &SegmentRef,
         committed: u64,
         wanted: &[(u32, FlowHash)],
         spans: &Spans,
+        frames: &mut [u64],
         written: &mut Written,
     ) {
         if wanted.is_empty() {
@@ -216,7 +283,14 @@ impl Selection {
                 }
             };
             let ours = group.iter().filter_map(|(_, flow)| spans.get(flow)).flatten();
-            if ours.into_iter().any(|(from, to)| (*from..=*to).contains(&ts)) {
+            let mut is_ours = false;
+            for (_, _, row) in ours.filter(|(from, to, _)| (*from..=*to).contains(&ts)) {
+                is_ours = true;
+                if let Some(count) = frames.get_mut(*row) {
+                    *count += 1;
+                }
+            }
+            if is_ours {
                 self.places.push(Place { ts, segment: number, offset: *offset });
             }
         }
@@ -227,12 +301,21 @@ impl Selection {
 fn spans(rows: &[&Row], window: Window, seed: u64) -> Spans {
     let hasher = FlowHasher::new(seed);
     let mut spans = Spans::new();
-    for row in rows {
-        let span = (row.ts.max(window.start()), row.last_ts.min(window.end()));
+    for (number, row) in rows.iter().enumerate() {
+        // Times are true in the index of a segment, and in its records as pcap can hold them: it
+        // has no room for what came before 1970 or after 2106.
+        let held = |ts| RecordHeader::new(ts, 0, 0).ts();
+        let (from, to) = (row.ts.max(window.start()), row.last_ts.min(window.end()));
+        let span = (from.min(held(from)), to.max(held(to)), number);
         let key = |vlans| {
             let orig = (row.orig.addr, row.orig.port);
             let resp = (row.resp.addr, row.resp.port);
-            hasher.hash(&SessionKey::of_ends(orig, resp, row.protocol, vlans))
+            hasher.hash(&if row.is_fragments_only() {
+                // Their ports are unknown, not zero: ICMP's type and code among them.
+                SessionKey::new(orig, resp, row.protocol, vlans)
+            } else {
+                SessionKey::of_ends(orig, resp, row.protocol, vlans)
+            })
         };
         // Tags are part of the key where the sensor was told so. The other hash finds nothing.
         let tags = (row.vlan.unwrap_or(0), row.inner_vlan.unwrap_or(0));
@@ -244,18 +327,47 @@ fn spans(rows: &[&Row], window: Window, seed: u64) -> Spans {
     spans
 }
 
-/// Counts sessions whose packets are not there any more, or never were.
-fn count_missing(rows: &[&Row], all: &[SegmentRef], window: Window, written: &mut Written) {
+/// Counts sessions whose packets are not there any more, or never were; returns their places.
+fn count_missing(
+    rows: &[&Row],
+    all: &[SegmentRef],
+    window: Window,
+    written: &mut Written,
+) -> HashSet<usize> {
     let there: HashSet<(u16, u64)> = all.iter().map(|s| (s.worker, s.sequence)).collect();
-    for row in rows {
+    let mut missing = HashSet::new();
+    for (number, row) in rows.iter().enumerate() {
         let gone = |at: Option<capture_flow::frame::PcapPosition>| {
             at.is_some_and(|at| !there.contains(&(at.worker, at.segment)))
         };
         let begins_inside = row.ts >= window.start();
         if gone(row.pcap_last) || (gone(row.pcap_first) && begins_inside) {
             written.retired += 1;
+            missing.insert(number);
         } else if row.pcap_first.is_none() && row.pcap_last.is_none() {
             written.never_kept += 1;
+            missing.insert(number);
+        }
+    }
+    missing
+}
+
+/// Counts the frames that a session's row counted and that were found nowhere. More than the row
+/// counted is no fault: a frame in a tunnel counts to the session of the tunnel, and a session
+/// that lives has frames since.
+fn count_short(
+    rows: &[&Row],
+    frames: &[u64],
+    missing: &HashSet<usize>,
+    window: Window,
+    written: &mut Written,
+) {
+    for (number, (row, found)) in rows.iter().zip(frames).enumerate() {
+        let whole = row.ts >= window.start() && row.last_ts <= window.end();
+        let short = row.frames.saturating_sub(*found);
+        if whole && short > 0 && !missing.contains(&number) {
+            written.short += 1;
+            written.short_frames = written.short_frames.saturating_add(short);
         }
     }
 }

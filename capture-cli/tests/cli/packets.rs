@@ -4,11 +4,13 @@ use std::path::Path;
 use std::process::Output;
 
 use capture_flow::frame::LinkType;
-use capture_flow::record::{RowReason, SessionRecord};
+use capture_flow::key::{FlowHasher, Protocol, SessionKey};
+use capture_flow::record::{RowReason, SessionRecord, Side, Uid};
 use capture_flow::time::Nanos;
+use capture_store::OwnedStore;
 use capture_store::pcap::SegmentReader;
 
-use crate::support::{Sensor, at, errors, icmp, tcp};
+use crate::support::{Sensor, at, errors, icmp, side, stillwire, tcp};
 
 /// Times and first bytes of the frames in a classic pcap file.
 fn frames(path: &Path) -> Vec<(Nanos, Vec<u8>)> {
@@ -96,7 +98,7 @@ fn a_frame_of_two_sessions_is_written_once() {
         // The same frame, noted for both.
         let position = sensor.frame(0, at(500), hash, &[7; 60]);
         let mut row = SessionRecord { update: 1, ..record.clone() };
-        (row.ts, row.last_ts) = (at(500), at(500));
+        (row.ts, row.last_ts, row.frames) = (at(500), at(500), 1);
         (row.pcap_first, row.pcap_last) = (Some(position), Some(position));
         row.reason = RowReason::Timeout;
         sensor.row(&row);
@@ -137,6 +139,120 @@ fn packets_that_are_gone_are_missed_aloud() {
     assert!(errors(&output).contains("could not be kept"), "{}", errors(&output));
     let (output, _) = packets(&sensor, &["host", "192.0.2.8"]);
     assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+}
+
+#[test]
+fn packets_that_a_row_counted_and_no_index_knows_are_missed_aloud() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    let whole = sensor.session(tcp("192.0.2.7", 22), &[(0, at(0)), (0, at(10))]);
+    let mut row =
+        SessionRecord { uid: Uid(77), ..sensor.session(tcp("192.0.2.8", 22), &[(0, at(20))]) };
+    (row.ts, row.last_ts, row.frames) = (at(20), at(20), 4);
+    sensor.row(&row);
+    sensor.commit();
+    let (output, path) = packets(&sensor, &["uid", &row.uid.to_string()]);
+    assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
+    assert_eq!(times(&path), [20]);
+    assert!(errors(&output).contains("1 of 1 sessions lack 3 packets"), "{}", errors(&output));
+    let (output, _) = packets(&sensor, &["uid", &whole.uid.to_string()]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    // A window that cuts the session asks for less than the row counted.
+    let (output, path) = packets(&sensor, &["host 192.0.2.7", "--to", "1170396000.005"]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert_eq!(times(&path), [0]);
+}
+
+/// An Ethernet frame with an IPv4 packet of this protocol between the addresses of [`tcp`].
+fn ipv4(resp: [u8; 4], protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0];
+    frame.extend((20 + payload.len() as u16).to_be_bytes());
+    frame.extend([0, 1, 0, 0, 64, protocol, 0, 0, 10, 0, 0, 1]);
+    frame.extend(resp);
+    frame.extend(payload);
+    frame
+}
+
+fn syn(resp: [u8; 4], port: u16) -> Vec<u8> {
+    let mut segment = 40_000_u16.to_be_bytes().to_vec();
+    segment.extend(port.to_be_bytes());
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 4, 0, 0, 0, 0, 0]);
+    ipv4(resp, 6, &segment)
+}
+
+#[test]
+fn frames_that_the_index_does_not_know_are_found_in_the_segment() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("store");
+    let mut sensor = Sensor::new(&path, "s1");
+    // The first frame is noted, the others were recorded and never noted.
+    let record = tcp("192.0.2.7", 22);
+    let first = sensor.frame(0, at(0), sensor.hash(&record), &syn([192, 0, 2, 7], 22));
+    sensor.frame_of_all(0, at(5), &[], &syn([192, 0, 2, 8], 22));
+    let last = sensor.frame_of_all(0, at(10), &[], &syn([192, 0, 2, 7], 22));
+    let (pcap_first, pcap_last) = (Some(first), Some(last));
+    let row = SessionRecord { last_ts: at(10), frames: 2, pcap_first, pcap_last, ..record };
+    sensor.row(&row);
+    sensor.seal_sessions();
+    drop(sensor);
+    let journal = path.join("pcap/w00/00000000000000000001.idx.open");
+    std::fs::write(&journal, b"no journal any more").expect("written");
+    let store = OwnedStore::open_or_create(&path, None).expect("recovered");
+    assert_eq!(store.recovery().frames, 3);
+    let out = dir.path().join("out.pcap");
+    let ask = || {
+        let (store, out) = (path.to_str().expect("a path"), out.to_str().expect("a path"));
+        stillwire(&["packets", "--store", store, "host 192.0.2.7", "-w", out])
+    };
+    let output = ask();
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert_eq!(times(&out), [0, 10]);
+    // An index that cannot be read at all is no reason to lose packets either.
+    let index = path.join("pcap/w00/00000000000000000001.idx");
+    std::fs::write(&index, b"no index").expect("written");
+    let output = ask();
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert!(errors(&output).contains("all of its frames were read"), "{}", errors(&output));
+    assert_eq!(times(&out), [0, 10]);
+}
+
+#[test]
+fn fragments_that_never_became_a_datagram_are_found() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    let bare = |addr: &str| Side { pkts: 0, ..side(addr, 0, None) };
+    let (orig, resp) = (bare("2001:db8::1"), bare("2001:db8::2"));
+    let record = SessionRecord { protocol: Protocol::ICMP6, orig, resp, ..icmp("192.0.2.9") };
+    // The key that the session table has for such a session.
+    let ends = [&record.orig, &record.resp].map(|end| (end.addr, 0));
+    let key = SessionKey::new(ends[0], ends[1], Protocol::ICMP6, (0, 0));
+    let hash = FlowHasher::new(sensor.store.identity().hash_seed()).hash(&key);
+    let position = Some(sensor.frame(0, at(5), hash, &[1; 60]));
+    let (pcap_first, pcap_last) = (position, position);
+    let row =
+        SessionRecord { frames: 1, ts: at(5), last_ts: at(5), pcap_first, pcap_last, ..record };
+    sensor.row(&row);
+    sensor.commit();
+    let (output, path) = packets(&sensor, &["host 2001:db8::1"]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert_eq!(times(&path), [5]);
+}
+
+#[test]
+fn moments_that_pcap_cannot_hold_are_found_where_it_put_them() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    let record = tcp("192.0.2.7", 22);
+    let early = Nanos(-5_000_000_000);
+    let position = Some(sensor.frame(0, early, sensor.hash(&record), &[1; 60]));
+    let (pcap_first, pcap_last) = (position, position);
+    let row =
+        SessionRecord { frames: 1, ts: early, last_ts: early, pcap_first, pcap_last, ..record };
+    sensor.row(&row);
+    sensor.commit();
+    let (output, path) = packets(&sensor, &["host 192.0.2.7"]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert_eq!(frames(&path).len(), 1);
 }
 
 #[test]
