@@ -191,6 +191,8 @@ struct Run {
     told: bool,
     held_notes: Vec<Note>,
     committed_at: Instant,
+    /// When a line was last offered to the ledger.
+    tried_at: Instant,
     /// Watched while live; a replay's time is the packets'.
     wall: Option<WallClock>,
     complete_through: Option<Nanos>,
@@ -267,9 +269,15 @@ impl Run {
             told: false,
             held_notes,
             committed_at: Instant::now(),
+            tried_at: Instant::now(),
             wall: None,
             complete_through: None,
         }
+    }
+
+    /// Whether a line may be tried now: one that the disk refused is not tried again at every look.
+    fn may_try(&self) -> bool {
+        !self.flush.totals.ledger_fails.load(Ordering::Relaxed) || self.tried_at.elapsed() >= COMMIT
     }
 
     /// Takes every row there is, and lets the joiner's time run.
@@ -357,12 +365,15 @@ impl Run {
         let through = counts.iter().map(|worker| worker.complete_through).min();
         if self.commit() {
             // At the end every session is over and every row written.
-            let through = if at_rest {
-                Some(now)
-            } else {
-                through.map(|through| self.flush.joiner.complete_through(through.min(now)))
-            };
-            self.complete_through = through.max(self.complete_through);
+            // A worker that ended in order promises everything; one that panicked stays where it
+            // was, at the end too. The clock may have been set back since the last line.
+            let through =
+                through.map(|through| self.flush.joiner.complete_through(through.min(now)));
+            self.complete_through = through.max(self.complete_through).map(|at| at.min(now));
+        } else if at_rest {
+            // They were in memory only, and nobody will write them any more.
+            let waiting = self.flush.log.waiting_rows() as u64;
+            self.flush.totals.rows_unwritable.fetch_add(waiting, Ordering::Relaxed);
         }
         let reading = Reading {
             workers: counts,
@@ -394,9 +405,10 @@ impl Run {
         let Some(mut closing) = closing else {
             return;
         };
-        self.weigh(&closing.line);
+        self.tried_at = Instant::now();
         match self.flush.ledger.append(&mut closing.line) {
             Ok(_) => {
+                self.weigh(&closing.line);
                 self.held_notes.clear();
                 self.quiet.longest = None;
                 self.wall = self.wall.map(|_| WallClock::read());
@@ -407,6 +419,9 @@ impl Run {
             }
             // The interval stays open: the next line will span it.
             Err(failure) => {
+                if at_rest {
+                    self.weigh(&closing.line);
+                }
                 if !self.flush.totals.ledger_fails.swap(true, Ordering::Relaxed) {
                     error!("the ledger cannot be written: {}", chain(&failure));
                 }

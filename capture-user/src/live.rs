@@ -87,6 +87,7 @@ impl<S: Source> LiveWorker<S> {
     pub fn run(mut self) -> std::io::Result<()> {
         let mut asked = Nanos(0);
         let mut drained_since: Option<Nanos> = None;
+        let mut outcome = Ok(());
         while !self.sources.is_empty() {
             let now = clock();
             if now - asked >= ASK || now < asked {
@@ -106,12 +107,16 @@ impl<S: Source> LiveWorker<S> {
                 }
                 std::thread::sleep(Duration::from_millis(1));
             } else {
-                wait(&self.sources, self.stop.fd.as_fd(), IDLE)?;
+                // Whatever ends the watch, the sessions and the open segment are written out.
+                outcome = wait(&self.sources, self.stop.fd.as_fd(), IDLE).map(drop);
+                if outcome.is_err() {
+                    break;
+                }
             }
         }
         self.ask();
         self.pipeline.finish(&self.counts, clock());
-        Ok(())
+        outcome
     }
 
     /// One batch from every source; returns whether none had any frame.
@@ -135,10 +140,11 @@ impl<S: Source> LiveWorker<S> {
             match received {
                 Ok(Received::Frames(_)) => {
                     idle = false;
-                    tap.seen_through = tap.seen_through.max(count.last_ts.min(now));
+                    tap.seen_through = tap.seen_through.max(count.last_ts).min(now);
                 }
                 Ok(Received::Idle) => {
-                    tap.seen_through = tap.seen_through.max(now - IN_KERNEL);
+                    // No later than now: a clock that was set back takes its promises with it.
+                    tap.seen_through = tap.seen_through.max(now - IN_KERNEL).min(now);
                 }
                 Ok(Received::End) => ended = Some((place, None)),
                 Err(error) => ended = Some((place, Some(error))),
