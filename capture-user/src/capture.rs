@@ -401,11 +401,12 @@ impl Running {
             thread::sleep(Duration::from_millis(5));
         }
         healthy &= self.note_events(run);
-        healthy &= self.note_ended_workers(run);
+        let in_order = self.note_ended_workers(run);
+        healthy &= in_order;
         status.clear();
         healthy &= !preparer.stop();
         let sealed = sealer.stop();
-        let flushed = self.flush.stop();
+        let flushed = self.flush.stop(in_order && sealed.is_ok());
         run.say_farewell(config.common.quiet);
         sealed?;
         flushed?;

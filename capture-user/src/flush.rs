@@ -79,13 +79,19 @@ pub struct Flush {
 #[derive(Debug)]
 pub struct End {
     workers_ended: AtomicBool,
+    /// Whether something could not be written or sealed, so that the next start must recover it.
+    left_over: AtomicBool,
     /// When the sensor stopped watching; [`Nanos::MAX`] while it watches.
     at: AtomicI64,
 }
 
 impl Default for End {
     fn default() -> Self {
-        Self { workers_ended: AtomicBool::new(false), at: AtomicI64::new(Nanos::MAX.0) }
+        Self {
+            workers_ended: AtomicBool::new(false),
+            left_over: AtomicBool::new(false),
+            at: AtomicI64::new(Nanos::MAX.0),
+        }
     }
 }
 
@@ -96,13 +102,19 @@ impl End {
         self.at.store(at.0, Ordering::Release);
     }
 
-    /// The workers have ended.
-    pub fn set(&self) {
+    /// The workers have ended. `in_order` is false if one of them failed or a segment is not
+    /// sealed: then the last line does not call the stop clean.
+    pub fn set(&self, in_order: bool) {
+        self.left_over.store(!in_order, Ordering::Release);
         self.workers_ended.store(true, Ordering::Release);
     }
 
     fn is_set(&self) -> bool {
         self.workers_ended.load(Ordering::Acquire)
+    }
+
+    fn in_order(&self) -> bool {
+        !self.left_over.load(Ordering::Acquire)
     }
 
     fn at(&self) -> Nanos {
@@ -213,7 +225,7 @@ impl Flush {
             let now = clock().min(stop.at());
             run.look(now);
             if stopping {
-                return run.finish(now);
+                return run.finish(now, stop.in_order());
             }
             if run.committed_at.elapsed() >= COMMIT {
                 run.commit();
@@ -221,7 +233,9 @@ impl Flush {
             }
             let open_since = run.flush.intervals.from();
             if now - open_since >= run.flush.interval {
-                run.close(now, false, false);
+                if run.may_try() {
+                    run.close(now, false, false);
+                }
             } else if now < open_since {
                 // The wall clock was set back: the line of what was says by how much.
                 run.close(open_since, false, false);
@@ -250,7 +264,7 @@ impl Flush {
             } else if stopping {
                 let now = run.replay_time();
                 run.look(now);
-                return run.finish(now);
+                return run.finish(now, stop.in_order());
             } else {
                 thread::park_timeout(LOOK);
             }
@@ -468,7 +482,7 @@ impl Run {
     }
 
     /// The workers have ended: everything is written and sealed.
-    fn finish(mut self, now: Nanos) -> Result<()> {
+    fn finish(mut self, now: Nanos, in_order: bool) -> Result<()> {
         self.empty_hand_offs();
         let (joiner, mut out) = self.out();
         joiner.finish(now, &mut |record| out.row(&record));
@@ -488,7 +502,7 @@ impl Run {
             }
             Err(failure) => failed = Some(anyhow::Error::new(failure)),
         }
-        self.close(now, true, failed.is_none());
+        self.close(now, true, failed.is_none() && in_order);
         anyhow::ensure!(
             !self.flush.totals.ledger_fails.load(Ordering::Relaxed),
             "the last lines of the ledger could not be written (see above)"

@@ -39,7 +39,7 @@ pub fn replay(config: &ReplayConfig) -> Result<ExitCode> {
     drop(replay);
     // In this order: what was filled is sealed, then the last line of the ledger names it.
     let sealed = sealer.stop();
-    let flushed = flush.map_or(Ok(()), FlushThread::stop);
+    let flushed = flush.map_or(Ok(()), |flush| flush.stop(sealed.is_ok()));
     run.say_farewell(config.common.quiet);
     let whole = outcome?;
     finished?;

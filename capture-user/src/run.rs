@@ -361,12 +361,13 @@ impl FlushThread {
         self.stop.announce(at);
     }
 
-    /// Has everything written that is still on its way; the workers have ended.
+    /// Has everything written that is still on its way; the workers have ended. `in_order` says
+    /// that none of them failed and every segment is sealed.
     ///
     /// # Errors
     /// The session log or the ledger could not be finished.
-    pub fn stop(self) -> Result<()> {
-        self.stop.set();
+    pub fn stop(self, in_order: bool) -> Result<()> {
+        self.stop.set(in_order);
         self.thread.thread().unpark();
         self.thread.join().map_err(|panic| {
             anyhow!("the flush thread failed: {}; the next start recovers", panic_text(&*panic))
