@@ -61,6 +61,13 @@ pub struct LedgerLine {
     /// interval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silence: Option<Silence>,
+    /// Times in which the sensor could not see, each cut to this line's interval unless the
+    /// cause reaches back before it was noticed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blind: Vec<Blind>,
+    /// Canaries that arrived in the interval.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub canaries: Vec<Canary>,
     /// What else happened.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Note>,
@@ -91,6 +98,8 @@ impl LedgerLine {
             rows: Rows::default(),
             clock: None,
             silence: None,
+            blind: Vec::new(),
+            canaries: Vec::new(),
             notes: Vec::new(),
         }
     }
@@ -292,6 +301,111 @@ pub struct Silence {
     /// Its first frame after, or the end of the interval.
     #[serde(with = "crate::time::rfc3339")]
     pub to: Nanos,
+}
+
+/// A time in which the sensor could not see, or could not keep what it saw.
+///
+/// Frames that are known to be lost are counted elsewhere in the line; this is about times of
+/// which nothing is known. A cause that lasts is in every line until it is mended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blind {
+    /// Its first moment: no later than the cause, as far as that can be known.
+    #[serde(with = "crate::time::rfc3339")]
+    pub from: Nanos,
+    /// Its last moment: the end of the cause, or of the interval.
+    #[serde(with = "crate::time::rfc3339")]
+    pub to: Nanos,
+    /// Why.
+    pub cause: BlindCause,
+    /// The interface, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iface: Option<String>,
+    /// Its queue, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<u32>,
+    /// The worker, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<u16>,
+    /// What an operator should know beyond that.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+}
+
+/// Why the sensor could not see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlindCause {
+    /// The link was down or without carrier.
+    LinkDown,
+    /// The interface was removed.
+    InterfaceGone,
+    /// The XDP program was taken off the interface.
+    XdpRemoved,
+    /// Somebody else's XDP program is on the interface.
+    XdpReplaced,
+    /// A receive queue appeared that no socket serves.
+    QueueUnserved,
+    /// A queue's socket failed.
+    SourceFailed,
+    /// A worker, or the whole process, did not run.
+    WorkerStalled,
+    /// A worker ended.
+    WorkerEnded,
+    /// No frame for longer than the silence limit, and no canary either.
+    Silent,
+    /// Segments could not be written or sealed.
+    SegmentsUnwritable,
+    /// The session log could not be written, so that rows wait in memory.
+    LogBehind,
+}
+
+impl BlindCause {
+    /// Every cause.
+    pub const ALL: [Self; 11] = [
+        Self::LinkDown,
+        Self::InterfaceGone,
+        Self::XdpRemoved,
+        Self::XdpReplaced,
+        Self::QueueUnserved,
+        Self::SourceFailed,
+        Self::WorkerStalled,
+        Self::WorkerEnded,
+        Self::Silent,
+        Self::SegmentsUnwritable,
+        Self::LogBehind,
+    ];
+
+    /// The name in the ledger.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::LinkDown => "link_down",
+            Self::InterfaceGone => "interface_gone",
+            Self::XdpRemoved => "xdp_removed",
+            Self::XdpReplaced => "xdp_replaced",
+            Self::QueueUnserved => "queue_unserved",
+            Self::SourceFailed => "source_failed",
+            Self::WorkerStalled => "worker_stalled",
+            Self::WorkerEnded => "worker_ended",
+            Self::Silent => "silent",
+            Self::SegmentsUnwritable => "segments_unwritable",
+            Self::LogBehind => "log_behind",
+        }
+    }
+}
+
+/// Signed frames by which another host of the segment shows that the wire is alive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Canary {
+    /// Where they arrived.
+    pub iface: String,
+    /// Public key of the sender, in hex.
+    pub key: String,
+    /// How many arrived in the interval, with a signature that holds.
+    pub frames: u64,
+    /// When the last one arrived.
+    #[serde(with = "crate::time::rfc3339")]
+    pub last: Nanos,
 }
 
 /// A file whose content will not change any more.

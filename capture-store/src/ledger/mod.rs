@@ -11,8 +11,8 @@ mod writer;
 
 pub use balance::{Imbalance, imbalances};
 pub use line::{
-    Clock, Interface, LedgerLine, Link, Nic, Note, Queue, ReplayedFile, Rows, SealedFile, Silence,
-    Socket, Worker, Xdp,
+    Blind, BlindCause, Canary, Clock, Interface, LedgerLine, Link, Nic, Note, Queue, ReplayedFile,
+    Rows, SealedFile, Silence, Socket, Worker, Xdp,
 };
 pub use reader::{Damage, LedgerRead, read};
 pub use writer::{LedgerError, LedgerWriter};
