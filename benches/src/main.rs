@@ -1,3 +1,28 @@
 //! The measuring bench: drop rates against traffic generators and peers, pipeline and store figures.
 
-fn main() {}
+mod args;
+mod disk;
+mod drops;
+mod pipeline;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Drops(args) => drops::run(&args),
+        Command::Pipeline(args) => pipeline::run(&args),
+        Command::Disk(args) => disk::run(&args),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            // With every cause, in one line.
+            eprintln!("stillwire-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! The command line of the bench; what each subcommand takes stands in its own module.
+
+use clap::{Parser, Subcommand};
+
+use crate::disk::DiskArgs;
+use crate::drops::DropsArgs;
+use crate::pipeline::PipelineArgs;
+
+/// Stillwire's measuring bench: how many frames a capture program loses, and what each step costs.
+#[derive(Debug, Parser)]
+#[command(name = "stillwire-bench", version, about, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage. \
+    Figures of a busy machine are worth nothing: let it rest first.")]
+pub(crate) struct Cli {
+    /// What to measure.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What the bench measures.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Frames that capture programs lose under a generated load, counted from outside
+    Drops(Box<DropsArgs>),
+    /// Time that a frame takes on its way from memory to session table and segment
+    Pipeline(Box<PipelineArgs>),
+    /// What a disk takes, and what the segment writer makes of it
+    Disk(Box<DiskArgs>),
+}
