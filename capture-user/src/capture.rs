@@ -1,40 +1,34 @@
 //! `stillwired capture`: interfaces through the engine, until told to stop.
 
+mod probe;
+mod supervise;
+
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
 use capture_common::StampClock;
-use capture_store::ledger::{Nic, Note};
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use rustix::event::EventfdFlags;
 use rustix::thread::CpuSet;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use crate::chain;
 use crate::config::CaptureConfig;
-use crate::interval::{InterfaceReading, Probe, QueueReading};
-use crate::keeper::{Preparer, Sealer};
 use crate::link::{Link, Promiscuous};
 use crate::live::{Event, LiveWorker, Stop};
 use crate::program::{Attached, Program};
 use crate::recorder::{Recorder, Supply};
-use crate::run::{FlushThread, Run, panic_text};
-use crate::source::BATCH;
+use crate::run::{FlushThread, Run};
 use crate::source::af_xdp::{AfXdp, AfXdpConfig, Backend};
-use crate::status::Status;
 use crate::worker::{Pipeline, WhenFull};
-
-/// How often the engine looks at its threads, at signals and at the clock.
-const LOOK: Duration = Duration::from_millis(25);
-/// How often it looks whether XDP still is where it was put.
-const LOOK_AT_XDP: Duration = Duration::from_secs(1);
+use probe::KernelProbe;
+use supervise::stop_workers;
 
 /// One captured interface.
 struct Captured {
@@ -339,160 +333,6 @@ impl Running {
             .context("cannot start a worker")?;
         Ok((sources, WorkerThread { number, thread: Some(thread) }))
     }
-
-    /// Watches over the capture until it ends, then ends it in order.
-    fn run(
-        mut self,
-        config: &CaptureConfig,
-        run: &Run,
-        mut signals: Signals,
-        preparer: Preparer,
-        sealer: Sealer,
-    ) -> Result<ExitCode> {
-        let mut status = Status::new(config.common.quiet);
-        let mut healthy = true;
-        let mut looked_at_xdp = Instant::now();
-        loop {
-            if let Some(signal) = signals.pending().next() {
-                status.clear();
-                info!("{} received, stopping", signal_name(signal));
-                break;
-            }
-            if self.is_enough(config, run) {
-                break;
-            }
-            healthy &= self.note_events(run);
-            healthy &= self.note_ended_workers(run);
-            if looked_at_xdp.elapsed() >= LOOK_AT_XDP {
-                looked_at_xdp = Instant::now();
-                healthy &= self.note_lost_programs(run);
-            }
-            if !self.flush.is_alive() || !preparer.is_alive() || !sealer.is_alive() {
-                status.clear();
-                error!("a thread of the engine has failed; stopping while the record is whole");
-                healthy = false;
-                break;
-            }
-            if self.interfaces.iter().all(|captured| !captured.alive) {
-                status.clear();
-                error!("no interface is left to capture; stopping");
-                healthy = false;
-                break;
-            }
-            if self.workers.iter().all(|worker| worker.thread.is_none()) {
-                status.clear();
-                error!("no worker is left; stopping");
-                healthy = false;
-                break;
-            }
-            status.show(&run.totals());
-            thread::sleep(LOOK);
-        }
-        // XDP first, then the workers drain what already lies in the rings: at the end every
-        // frame that the program steered is either received or lost, and counted as such.
-        self.flush.announce_end(crate::live::clock());
-        self.interfaces.iter().for_each(|captured| captured.program.detach());
-        stop_workers(&self.stop);
-        while self.workers.iter().any(WorkerThread::runs) {
-            if signals.pending().next().is_some() {
-                status.clear();
-                info!("already stopping; frames that were received are being written");
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        healthy &= self.note_events(run);
-        let in_order = self.note_ended_workers(run);
-        healthy &= in_order;
-        status.clear();
-        healthy &= !preparer.stop();
-        let sealed = sealer.stop();
-        let flushed = self.flush.stop(in_order && sealed.is_ok());
-        run.say_farewell(config.common.quiet);
-        sealed?;
-        flushed?;
-        Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-    }
-
-    fn is_enough(&self, config: &CaptureConfig, run: &Run) -> bool {
-        config.duration.is_some_and(|duration| self.started.elapsed() >= duration)
-            || config.count.is_some_and(|count| run.counts().received >= count)
-    }
-
-    /// Says what workers reported; false if anything went wrong.
-    fn note_events(&mut self, run: &Run) -> bool {
-        let mut fine = true;
-        for event in self.events.try_iter() {
-            let Event::SourceEnded { worker, source, error } = event;
-            fine = false;
-            error!("{}; the other sources go on", chain(&error));
-            let _ = run.notes.send(Note::Said { text: chain(&error) });
-            let taps = self.sources.get(usize::from(worker));
-            if let Some((interface, _)) = taps.and_then(|taps| taps.get(source))
-                && let Some(captured) = self.interfaces.get_mut(*interface)
-            {
-                captured.alive = false;
-            }
-        }
-        fine
-    }
-
-    /// Notices workers that ended although nobody told them; false if there are any.
-    fn note_ended_workers(&mut self, run: &Run) -> bool {
-        let stopping = self.stop.flag.load(Ordering::Acquire);
-        let mut fine = true;
-        for worker in &mut self.workers {
-            let Some(thread) = worker.thread.take_if(|thread| thread.is_finished()) else {
-                continue;
-            };
-            let text = match thread.join() {
-                Ok(Ok(())) if stopping => continue,
-                Ok(Ok(())) => "it has no source left".to_owned(),
-                Ok(Err(error)) => error.to_string(),
-                Err(panic) => format!("it failed: {}", panic_text(&*panic)),
-            };
-            fine = false;
-            let text = format!("worker {} has ended: {text}", worker.number);
-            error!("{text}");
-            let _ = run.notes.send(Note::Said { text });
-        }
-        fine
-    }
-
-    /// Notices programs that somebody took off their interface; false if there are any.
-    fn note_lost_programs(&mut self, run: &Run) -> bool {
-        let mut fine = true;
-        for captured in self.interfaces.iter_mut().filter(|captured| captured.alive) {
-            let Ok(now) = Link::by_index(captured.link.index) else {
-                // Gone: its sockets say so themselves.
-                continue;
-            };
-            if !captured.program.is_attached(&now) {
-                fine = false;
-                captured.alive = false;
-                let text = format!(
-                    "the XDP program was taken off {}: nothing is captured there any more; start \
-                     again to put it back",
-                    captured.link.name
-                );
-                error!("{text}");
-                let _ = run.notes.send(Note::Said { text });
-            }
-        }
-        fine
-    }
-}
-
-impl WorkerThread {
-    fn runs(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
-    }
-}
-
-/// Tells the workers to drain their rings and to end.
-fn stop_workers(stop: &Stop) {
-    stop.flag.store(true, Ordering::Release);
-    // Cannot fail short of 2^64 stops.
-    let _ = rustix::io::write(&*stop.fd, &1_u64.to_ne_bytes());
 }
 
 fn eventfd() -> Result<OwnedFd> {
@@ -510,154 +350,5 @@ fn clock_name(clock: StampClock) -> &'static str {
     match clock {
         StampClock::Tai => "tai",
         StampClock::Monotonic => "monotonic",
-    }
-}
-
-fn signal_name(signal: i32) -> &'static str {
-    match signal {
-        SIGINT => "SIGINT",
-        _ => "SIGTERM",
-    }
-}
-
-/// Reads the kernel's side of the account.
-struct KernelProbe {
-    interfaces: Vec<ProbedInterface>,
-    /// Frames that the rings and a worker's hands can hold.
-    capacity: u64,
-}
-
-struct ProbedInterface {
-    name: String,
-    index: u32,
-    backend: String,
-    program: Arc<Program>,
-    /// Worker and source by queue.
-    served_by: Vec<Option<(u16, usize)>>,
-    /// NIC counters and carrier changes when the run began.
-    at_start: (Nic, u64),
-    last: InterfaceReading,
-}
-
-impl KernelProbe {
-    fn new(
-        interfaces: &[Captured],
-        sources: &[Vec<(usize, u32)>],
-        backends: &[Vec<Backend>],
-        config: &CaptureConfig,
-    ) -> Self {
-        let interfaces = interfaces.iter().enumerate().map(|(number, captured)| {
-            let mut backend = captured.attached.mode.to_string();
-            let mut served_by = Vec::new();
-            for queue in 0..captured.link.rx_queues.max(1) {
-                let place =
-                    |taps: &Vec<(usize, u32)>| taps.iter().position(|tap| *tap == (number, queue));
-                let served =
-                    (0_u16..).zip(sources).find_map(|(worker, taps)| Some((worker, place(taps)?)));
-                if let Some((worker, source)) = served
-                    && let Some(found) =
-                        backends.get(usize::from(worker)).and_then(|all| all.get(source))
-                {
-                    let copy = if found.zero_copy { "zerocopy" } else { "copy" };
-                    backend = format!("{}-{copy}", found.attached);
-                }
-                served_by.push(served);
-            }
-            ProbedInterface {
-                name: captured.link.name.clone(),
-                index: captured.link.index,
-                backend,
-                program: Arc::clone(&captured.program),
-                served_by,
-                at_start: (nic(&captured.link), u64::from(captured.link.carrier_changes)),
-                last: InterfaceReading::default(),
-            }
-        });
-        // Receive ring, the batch in the worker's hands, and as much that the kernel has
-        // redirected but not yet put into the ring.
-        let capacity = u64::from(config.ring_size) + 2 * BATCH as u64;
-        Self { interfaces: interfaces.collect(), capacity }
-    }
-}
-
-impl Probe for KernelProbe {
-    fn read(&mut self, workers: &mut dyn FnMut()) -> Vec<InterfaceReading> {
-        let before: Vec<_> =
-            self.interfaces.iter().map(|interface| interface.program.counters()).collect();
-        workers();
-        let capacity = self.capacity;
-        let read = self
-            .interfaces
-            .iter_mut()
-            .zip(before)
-            .map(|(interface, before)| interface.read(&before.unwrap_or_default(), capacity));
-        read.collect()
-    }
-}
-
-impl ProbedInterface {
-    fn read(
-        &mut self,
-        before: &[capture_common::QueueCounters],
-        capacity: u64,
-    ) -> InterfaceReading {
-        let mut now = InterfaceReading {
-            name: self.name.clone(),
-            backend: self.backend.clone(),
-            ..InterfaceReading::default()
-        };
-        match Link::by_index(self.index) {
-            Ok(link) => {
-                now.up = link.up && link.carrier;
-                now.carrier_changes =
-                    u64::from(link.carrier_changes).saturating_sub(self.at_start.1);
-                let (then, total) = (self.at_start.0, nic(&link));
-                now.nic = Some(Nic {
-                    rx_packets: total.rx_packets.saturating_sub(then.rx_packets),
-                    rx_bytes: total.rx_bytes.saturating_sub(then.rx_bytes),
-                    rx_dropped: total.rx_dropped.saturating_sub(then.rx_dropped),
-                    rx_missed: total.rx_missed.saturating_sub(then.rx_missed),
-                    rx_errors: total.rx_errors.saturating_sub(then.rx_errors),
-                });
-            }
-            // Gone: its last counts stay.
-            Err(_) => {
-                now.nic = self.last.nic;
-                now.carrier_changes = self.last.carrier_changes;
-            }
-        }
-        let counters = self
-            .program
-            .counters()
-            .unwrap_or_else(|_| self.last.queues.iter().map(|queue| queue.xdp).collect());
-        now.queues = (0_u32..)
-            .zip(counters)
-            .map(|(queue, xdp)| {
-                let steered = before.get(queue as usize).map_or(xdp.steered, |then| then.steered);
-                QueueReading {
-                    queue,
-                    served_by: self.served_by.get(queue as usize).copied().flatten(),
-                    steered_before: steered,
-                    xdp,
-                    capacity,
-                }
-            })
-            // The last one stands for queues that were added since; it says something only once
-            // there are any.
-            .filter(|queue| queue.served_by.is_some() || queue.xdp.seen > 0)
-            .collect();
-        self.last = now.clone();
-        now
-    }
-}
-
-fn nic(link: &Link) -> Nic {
-    let counters = &link.counters;
-    Nic {
-        rx_packets: counters.rx_packets,
-        rx_bytes: counters.rx_bytes,
-        rx_dropped: counters.rx_dropped,
-        rx_missed: counters.rx_missed_errors.saturating_add(counters.rx_fifo_errors),
-        rx_errors: counters.rx_errors,
     }
 }
