@@ -237,6 +237,55 @@ fn fragment(ts: i64, id: u16, offset: u16, more: bool, data: &[u8]) -> OwnedFram
     frame
 }
 
+/// A frame's IPv4 packet in two fragments.
+fn in_two(whole: &OwnedFrame, id: u16, cut: usize) -> [OwnedFrame; 2] {
+    let payload = &whole.bytes[34..];
+    let part = |from: usize, to: usize, later: i64| {
+        let mut frame = fragment(0, id, from as u16, to < payload.len(), &payload[from..to]);
+        // The addresses and the protocol of the whole packet.
+        frame.bytes[23..34].copy_from_slice(&whole.bytes[23..34]);
+        frame.ts = whole.ts + NanosDelta(later);
+        frame
+    };
+    [part(0, cut, 0), part(cut, payload.len(), 1_000)]
+}
+
+#[test]
+fn a_tunnels_fragments_belong_to_what_is_inside_too() {
+    let inner = make::udp(Nanos(0), B.0, B.1, b"inside");
+    let over_udp = {
+        let mut vxlan = vec![8, 0, 0, 0, 0, 0, 9, 0];
+        vxlan.extend_from_slice(&inner.bytes);
+        make::udp(Nanos(5), (3, 50_000), (4, 4789), &vxlan)
+    };
+    let mut in_ip = make::udp(Nanos(5), (3, 0), (4, 0), b"");
+    in_ip.bytes.truncate(34);
+    in_ip.bytes[23] = 4;
+    in_ip.bytes.extend_from_slice(&inner.bytes[14..]);
+    // The tunnel has a session of its own over UDP, and none over IP.
+    for (whole, sessions) in [(over_udp, 2), (in_ip, 1)] {
+        let frames = in_two(&whole, 1, 24);
+        let mut sink = Collected::default();
+        let mut table = SessionTable::new(FlowConfig::default()).unwrap();
+        for (number, frame) in frames.iter().enumerate() {
+            table.observe_batch(&[frame.borrow(number)], &mut sink);
+        }
+        table.finish(Nanos::from_parts(1, 0), &mut sink);
+        assert_eq!(sink.rows.len(), sessions, "{:?}", sink.rows);
+        assert_eq!(sink.rows.iter().map(|row| row.frames).sum::<u64>(), 2, "each counts once");
+        let inside = sink.rows.iter().find(|row| row.resp.port == B.1.1).expect("inside");
+        assert_eq!((inside.orig.pkts, inside.ts, inside.last_ts), (1, Nanos(5), Nanos(1_005)));
+        let hash = capture_flow::key::flow_hash(&inside.key(false), 0);
+        assert_eq!(sink.touches.len(), 2);
+        for (at, flows) in &sink.touches {
+            assert_eq!(flows.len(), sessions, "{at:?}");
+            assert!(flows.contains(&hash), "{at:?}");
+        }
+        assert_eq!(inside.pcap_first.map(|at| at.offset), Some(0));
+        assert_eq!(table.stats().held, 0);
+    }
+}
+
 #[test]
 fn fragments_that_contradict_each_other_flag_their_session() {
     let first = [&[0x9c, 0x40, 0x1b, 0x58, 0, 20, 0, 0][..], b"12345678"].concat();

@@ -155,7 +155,7 @@ fn fragment<V: PacketVisitor>(
         Added::TooLong => Err(Undecodable::FragmentMalformed),
         Added::Held => Ok(walk.hold()),
         Added::Whole(whole) => {
-            walk.earlier = whole.earlier;
+            let around = std::mem::replace(&mut walk.earlier, whole.earlier);
             let mut ip = Ip {
                 protocol: whole.protocol,
                 total_len: whole.header_len.saturating_add(whole.payload.len() as u32),
@@ -173,7 +173,7 @@ fn fragment<V: PacketVisitor>(
                 }
             }
             let body = Body { ip, captured: payload, len: payload.len(), missing: 0 };
-            match transport(walk, &body) {
+            let found = match transport(walk, &body) {
                 // The datagram is complete but too short for its transport: its frames still
                 // belong to the session between its addresses.
                 Err(_) => {
@@ -181,7 +181,11 @@ fn fragment<V: PacketVisitor>(
                     Ok(Found::Counted)
                 }
                 found => found,
-            }
+            };
+            // What follows in the frame is not of this datagram.
+            walk.earlier = around;
+            walk.disown_earlier();
+            found
         }
     }
 }

@@ -78,8 +78,8 @@ pub struct Counted {
 
 /// Receives the packets of a frame, the outermost first.
 pub trait PacketVisitor {
-    /// A packet to count. `earlier` are the frames of the datagram's other fragments, which
-    /// belong to the same session.
+    /// A packet to count. `earlier` are the frames of the other fragments of its datagram and of
+    /// the datagrams around it, which belong to its session, too.
     fn packet(&mut self, packet: &Packet<'_>, earlier: &[HeldFrame]) -> Counted;
 
     /// The packet counted last came on a tunnel's port without being one: Zeek tries no further

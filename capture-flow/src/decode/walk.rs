@@ -12,6 +12,10 @@ const MAX_STEPS: usize = 32;
 /// Tunnels around each other before the innermost is left unopened (Zeek's `Tunnel::max_depth`).
 const MAX_TUNNELS: u8 = 2;
 
+/// Packets of one frame that are told of the frames before it: one for each tunnel layer, and some.
+/// A made-up aggregate could hold thousands, each of which would be noted under every fragment.
+const MAX_TOLD: u8 = 8;
+
 /// What begins at a place in a frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Step<'a> {
@@ -64,8 +68,8 @@ pub(super) struct Walk<'w, V> {
     tunnels: u8,
     /// Whether the innermost of them is GTP.
     pub(super) in_gtp: bool,
-    /// Frames that brought the other fragments of the datagram being decoded; they go with the
-    /// first packet counted from it.
+    /// Frames that brought the other fragments of the datagrams being decoded, one in another:
+    /// every packet in them is told of these, and the first owns them.
     pub(super) earlier: Vec<HeldFrame>,
     /// What this frame is if it turns out to be a fragment.
     held: HeldFrame,
@@ -175,8 +179,13 @@ impl<'w, V: PacketVisitor> Walk<'w, V> {
     /// The frame and those before it wait for the rest of their datagram.
     pub(super) fn hold(&mut self) -> Found {
         self.owned = true;
-        self.earlier.clear();
+        self.disown_earlier();
         Found::Held
+    }
+
+    /// The frames before this one have their owner, too.
+    pub(super) fn disown_earlier(&mut self) {
+        self.earlier.iter_mut().for_each(|frame| frame.owns_frame = false);
     }
 
     /// Hands a packet to the visitor.
@@ -184,7 +193,10 @@ impl<'w, V: PacketVisitor> Walk<'w, V> {
         let packet =
             Packet { link: self.link, net, payload, depth: self.counted, owns_frame: !self.owned };
         self.owned = true;
+        let told = if self.counted < MAX_TOLD { self.earlier.as_slice() } else { &[] };
         self.counted = self.counted.saturating_add(1);
-        self.visitor.packet(&packet, &std::mem::take(&mut self.earlier))
+        let counted = self.visitor.packet(&packet, told);
+        self.disown_earlier();
+        counted
     }
 }
