@@ -1,21 +1,20 @@
 //! Rows that answer a question, out of one or several stores.
 
+mod collect;
+mod read;
+
 use std::collections::HashSet;
-use std::collections::hash_map::{Entry, HashMap};
-use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::Context as _;
-use capture_flow::key::Address;
 use capture_store::Store;
-use capture_store::sessions::{Scan, SessionRow, scan};
+use capture_store::sessions::{Scan, proto_name};
 
+use self::collect::Sessions;
+pub(crate) use self::read::Reader;
 use crate::columns::Order;
-use crate::filter::{Clause, Expr, Truth, mac};
-use crate::progress::Progress;
-use crate::row::{Row, RowEnd};
-use crate::text::visible;
+use crate::filter::{Clause, Expr, Truth};
+use crate::row::{MAY_HIDE_IP, Row};
 use crate::times::Window;
 
 /// A filter and a window.
@@ -76,65 +75,77 @@ pub fn ask(
     limit: Option<usize>,
 ) -> anyhow::Result<Answer> {
     let mut answer = Answer::default();
-    let mut progress = Progress::new("reading sessions");
-    for (place, store) in stores.iter().enumerate() {
-        let mut sessions = Sessions::new(place, question, order, limit);
-        let report = scan(store, &what(question), |batch| {
-            let mut damaged = 0u64;
-            let read = SessionRow::for_each(&batch, |row| match sessions.convert(row) {
-                Some(row) => sessions.offer(row),
-                None => damaged += 1,
-            });
-            if let Err(error) = read {
-                answer.damage.push(format!("a batch of rows cannot be read: {error}"));
+    let mut reader = Reader::new(stores, what(question));
+    for copies in by_sensor(stores) {
+        match copies.as_slice() {
+            [store] => {
+                let mut sessions = Sessions::new(question, order, limit);
+                reader.read(*store, |row| sessions.offer(*store, row))?;
+                sessions.finish(&mut answer);
             }
-            if damaged > 0 {
-                answer.damage.push(format!("{damaged} rows have addresses that are none"));
-            }
-            progress.advance(batch.num_rows() as u64);
-            ControlFlow::Continue(())
-        })
-        .with_context(|| format!("cannot read the sessions of {}", shown(store.layout().root())))?;
-        for (path, why) in &report.damaged {
-            answer.damage.push(format!("{} cannot be read: {}", shown(path), visible(why)));
+            copies => ask_copies(&mut reader, copies, question, order, &mut answer)?,
         }
-        for torn in &report.torn {
-            let path = shown(&torn.path);
-            answer.notes.push(format!(
-                "{path}: {} bytes behind the last whole batch were left out (a write in progress, \
-                 or what a kill left)",
-                torn.bytes
-            ));
-        }
-        sessions.finish(&mut answer);
     }
-    progress.done();
-    merge(&mut answer, order, limit, stores.len());
-    Ok(answer)
-}
-
-/// Sorts what came from all stores. A session that two stores know (one is a copy of the other)
-/// is listed once.
-fn merge(answer: &mut Answer, order: &Order, limit: Option<usize>, stores: usize) {
-    if stores > 1 {
-        // The newest row of each identity, the first store's among equals.
-        answer.found.sort_by(|a, b| {
-            (a.row.uid.cmp(&b.row.uid))
-                .then(b.row.update.cmp(&a.row.update))
-                .then(a.store.cmp(&b.store))
-        });
-        let before = answer.found.len();
-        answer.found.dedup_by(|later, first| later.row.uid == first.row.uid);
-        answer.total -= (before - answer.found.len()) as u64;
-    }
+    reader.finish(&mut answer);
     answer.found.sort_by(|a, b| order.compare(&a.row, &b.row));
     if let Some(limit) = limit {
         answer.found.truncate(limit);
     }
+    Ok(answer)
 }
 
-fn shown(path: &Path) -> String {
-    visible(&path.to_string_lossy()).into_owned()
+/// Stores of one sensor have sessions in common: copies of one store, made at different times. No
+/// other stores have, since an identity belongs to one session of one sensor.
+fn by_sensor(stores: &[Store]) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let id = |place: usize| stores.get(place).map(|store| &store.identity().sensor_id);
+    for place in 0..stores.len() {
+        match groups.iter_mut().find(|group| group.first().and_then(|at| id(*at)) == id(place)) {
+            Some(group) => group.push(place),
+            None => groups.push(vec![place]),
+        }
+    }
+    groups
+}
+
+/// Identities that a scan looks for one by one; more of them are in nearly every row group.
+const FEW_UIDS: usize = 256;
+
+/// Asks copies of one store as if they were one: of each session the newest row that any of them
+/// has. Twice, since the newest row may not match where an older one does.
+fn ask_copies(
+    reader: &mut Reader<'_>,
+    copies: &[usize],
+    question: &Question,
+    order: &Order,
+    answer: &mut Answer,
+) -> anyhow::Result<()> {
+    let mut matching: HashSet<Box<str>> = HashSet::new();
+    for store in copies {
+        reader.read(*store, |row| {
+            if question.filter.matches(&row) != Truth::False {
+                matching.insert(row.uid);
+            }
+        })?;
+    }
+    if matching.is_empty() {
+        return Ok(());
+    }
+    let asked = reader.what.uids.clone();
+    if matching.len() <= FEW_UIDS {
+        reader.what.uids = matching.iter().map(ToString::to_string).collect();
+    }
+    let mut sessions = Sessions::of_copies(question, order);
+    for store in copies {
+        reader.read(*store, |row| {
+            if matching.contains(&row.uid) {
+                sessions.offer(*store, row);
+            }
+        })?;
+    }
+    reader.what.uids = asked;
+    sessions.finish(answer);
+    Ok(())
 }
 
 /// What a scan may leave out.
@@ -143,11 +154,10 @@ fn what(question: &Question) -> Scan {
     let bounded = window.from.is_some() || window.to.is_some();
     let mut what =
         Scan { window: bounded.then(|| (window.start(), window.end())), ..Scan::default() };
-    // Rows of frames without decodable IP could match any address and have none in the columns.
-    if !question.possible
-        && let Some(hosts) = question.filter.hosts()
-    {
+    if let Some(hosts) = question.filter.hosts() {
         what.hosts = hosts.iter().map(ToString::to_string).collect();
+        // These could match any address and have none in the columns.
+        what.whatever_host = MAY_HIDE_IP.map(|protocol| proto_name(protocol).into()).to_vec();
     }
     let uids = question.filter.clauses().into_iter().find_map(|clause| match clause {
         Clause::Uid(uids) => Some(uids),
@@ -155,169 +165,4 @@ fn what(question: &Question) -> Scan {
     });
     what.uids = uids.unwrap_or_default();
     what
-}
-
-/// The highest `update` seen of a session, and its row if that could match.
-type Newest = (u32, Option<(Truth, Row)>);
-
-/// Collects one store's sessions, each by its newest row.
-struct Sessions<'a> {
-    store: usize,
-    question: &'a Question,
-    order: &'a Order,
-    /// How many are worth keeping.
-    keep: Option<usize>,
-    texts: HashSet<Arc<str>>,
-    /// Sessions with several rows, or that may still get some.
-    open: HashMap<Box<str>, Newest>,
-    found: Vec<Found>,
-    total: u64,
-    possible: u64,
-}
-
-impl<'a> Sessions<'a> {
-    fn new(store: usize, question: &'a Question, order: &'a Order, limit: Option<usize>) -> Self {
-        Self {
-            store,
-            question,
-            order,
-            keep: limit,
-            texts: HashSet::new(),
-            open: HashMap::new(),
-            found: Vec::new(),
-            total: 0,
-            possible: 0,
-        }
-    }
-
-    fn offer(&mut self, row: Row) {
-        let truth = match self.question.filter.matches(&row) {
-            // The log is asked for a window, but a batch may hold more.
-            _ if !self.question.window.overlaps(row.ts, row.last_ts) => Truth::False,
-            truth => truth,
-        };
-        if row.update == 0 && row.is_final {
-            // The session's only row.
-            self.take(truth, row);
-            return;
-        }
-        let update = row.update;
-        // A row that does not match may replace one that does, but needs no room itself.
-        let entry = (update, (truth != Truth::False).then(|| (truth, row.clone())));
-        match self.open.entry(row.uid) {
-            Entry::Vacant(vacant) => {
-                vacant.insert(entry);
-            }
-            Entry::Occupied(mut occupied) if occupied.get().0 < update => {
-                occupied.insert(entry);
-            }
-            Entry::Occupied(_) => {}
-        }
-    }
-
-    fn take(&mut self, truth: Truth, row: Row) {
-        match truth {
-            Truth::False => return,
-            Truth::Maybe if !self.question.possible => {
-                self.possible += 1;
-                return;
-            }
-            Truth::Maybe | Truth::True => {}
-        }
-        self.total += 1;
-        self.found.push(Found { store: self.store, row });
-        if let Some(keep) = self.keep
-            && self.found.len() >= keep.saturating_mul(2).saturating_add(65_536)
-        {
-            self.trim(keep);
-        }
-    }
-
-    fn trim(&mut self, keep: usize) {
-        self.found.sort_by(|a, b| self.order.compare(&a.row, &b.row));
-        self.found.truncate(keep);
-    }
-
-    fn finish(mut self, answer: &mut Answer) {
-        for (_, (_, newest)) in std::mem::take(&mut self.open) {
-            if let Some((truth, row)) = newest {
-                self.take(truth, row);
-            }
-        }
-        answer.found.append(&mut self.found);
-        answer.total += self.total;
-        answer.possible += self.possible;
-    }
-
-    /// A text that many rows share.
-    fn shared(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.texts.get(text) {
-            return known.clone();
-        }
-        let text = Arc::<str>::from(text);
-        // Foreign files may hold anything; a set that grows without end helps nobody.
-        if self.texts.len() < 4096 {
-            self.texts.insert(text.clone());
-        }
-        text
-    }
-
-    /// The row with its addresses read; `None` where they are none.
-    fn convert(&mut self, row: SessionRow<'_>) -> Option<Row> {
-        let boxed = |text: Option<std::borrow::Cow<'_, str>>| text.map(Box::<str>::from);
-        let link = |text: Option<std::borrow::Cow<'_, str>>| text.and_then(|text| mac(&text));
-        Some(Row {
-            ts: row.ts,
-            last_ts: row.last_ts,
-            duration: row.duration,
-            protocol: row.protocol()?,
-            orig: RowEnd {
-                addr: address(&row.orig_h)?,
-                port: row.orig_p,
-                l2_addr: link(row.orig_l2_addr),
-                bytes: row.orig_bytes,
-                pkts: row.orig_pkts,
-                ip_bytes: row.orig_ip_bytes,
-                local: row.local_orig,
-            },
-            resp: RowEnd {
-                addr: address(&row.resp_h)?,
-                port: row.resp_p,
-                l2_addr: link(row.resp_l2_addr),
-                bytes: row.resp_bytes,
-                pkts: row.resp_pkts,
-                ip_bytes: row.resp_ip_bytes,
-                local: row.local_resp,
-            },
-            uid: row.uid.into(),
-            sensor: self.shared(&row.sensor),
-            iface: self.shared(&row.iface),
-            proto: self.shared(&row.proto),
-            service: row.service.map(|service| self.shared(&service)),
-            server_name: boxed(row.server_name),
-            alpn: boxed(row.alpn),
-            conn_state: self.shared(&row.conn_state),
-            history: row.history.into(),
-            missed_bytes: row.missed_bytes,
-            vlan: row.vlan,
-            inner_vlan: row.inner_vlan,
-            tunnel_parents: (!row.tunnel_parents.is_empty())
-                .then(|| row.tunnel_parents.into_iter().map(Box::<str>::from).collect()),
-            community_id: boxed(row.community_id),
-            direction_certain: row.direction_certain,
-            fragment_overlap: row.fragment_overlap,
-            update: row.update,
-            is_final: row.is_final,
-            end_reason: self.shared(&row.end_reason),
-            frames: row.frames,
-            frame_bytes: row.frame_bytes,
-            flushed_at: row.flushed_at,
-            pcap_first: row.pcap_first,
-            pcap_last: row.pcap_last,
-        })
-    }
-}
-
-fn address(text: &str) -> Option<Address> {
-    text.parse().map(Address::Ip).ok().or_else(|| mac(text).map(Address::Mac))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use capture_flow::frame::PcapPosition;
-use capture_flow::key::{Address, MacAddr, Protocol};
+use capture_flow::key::{Address, MacAddr, Protocol, SessionKey};
 use capture_flow::time::Nanos;
 
 /// What one end of a session is and sent.
@@ -90,7 +90,37 @@ pub struct Row {
     pub pcap_last: Option<PcapPosition>,
 }
 
+/// EtherTypes of frames that may have carried IP that nobody could read, so that every question
+/// about IP stays open: IP itself where its header is none, MPLS with an unknown payload (a label
+/// does not say what follows), and MACsec, which encrypts. PPPoE is not among them: what carries
+/// IP there is decoded, the rest is PPP's own traffic.
+pub const MAY_HIDE_IP: [Protocol; 5] = [
+    Protocol::Ether(0x0800),
+    Protocol::Ether(0x86dd),
+    Protocol::Ether(0x8847),
+    Protocol::Ether(0x8848),
+    Protocol::Ether(0x88e5),
+];
+
 impl Row {
+    /// The key under which segment indexes know the session's frames. `vlan_in_key` as the sensor
+    /// was told.
+    #[must_use]
+    pub fn key(&self, vlan_in_key: bool) -> SessionKey {
+        let vlans = if vlan_in_key {
+            (self.vlan.unwrap_or(0), self.inner_vlan.unwrap_or(0))
+        } else {
+            (0, 0)
+        };
+        let ends = [&self.orig, &self.resp].map(|end| (end.addr, end.port));
+        if self.is_fragments_only() {
+            // Their ports are unknown, not zero: ICMP's type and code among them.
+            SessionKey::new(ends[0], ends[1], self.protocol, vlans)
+        } else {
+            SessionKey::of_ends(ends[0], ends[1], self.protocol, vlans)
+        }
+    }
+
     /// The IP protocol number; `None` without IP.
     #[must_use]
     pub fn ip_proto(&self) -> Option<u8> {
@@ -118,12 +148,9 @@ impl Row {
         self.ip_proto().is_some() && packets == 0 && ports == 0 && self.history.is_empty()
     }
 
-    /// Whether the frames may have carried IP that nobody could read, so that every question
-    /// about IP stays open: IP itself under its EtherType but without an IP header, MPLS with an
-    /// unknown payload (a label does not say what follows), and MACsec, which encrypts.
-    /// PPPoE is not among them: what carries IP there is decoded, the rest is PPP's own traffic.
+    /// Whether its frames are of [`MAY_HIDE_IP`].
     #[must_use]
     pub fn may_hide_ip(&self) -> bool {
-        matches!(self.protocol, Protocol::Ether(0x0800 | 0x86dd | 0x8847 | 0x8848 | 0x88e5))
+        MAY_HIDE_IP.contains(&self.protocol)
     }
 }

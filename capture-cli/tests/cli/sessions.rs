@@ -4,7 +4,8 @@ use std::io::Read as _;
 use std::process::Stdio;
 
 use crate::support::{self, Sensor, arp, at, errors, icmp, stillwire, tcp, text, tls};
-use capture_flow::record::{RowReason, SessionRecord};
+use capture_flow::key::Protocol;
+use capture_flow::record::{ConnState, RowReason, SessionRecord};
 
 fn sensor(dir: &tempfile::TempDir) -> Sensor {
     let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
@@ -134,7 +135,7 @@ fn filters_windows_limits_and_orders_select() {
     assert_eq!(ports(&["host 192.0.2.7 or 2001:db8::5"]), [443, 22]);
     assert_eq!(ports(&["service", "ssl"]), [443]);
     assert_eq!(ports(&["--from", "2007-02-02T06:00:03Z"]), [22], "any overlap counts");
-    assert_eq!(ports(&["--from", "06:00", "--to", "now", "host 192.0.2.7"]).len(), 0);
+    assert_eq!(ports(&["--from", "00:00", "--to", "now", "host 192.0.2.7"]).len(), 0);
     assert_eq!(ports(&["--to", "1170396000.9", "ip"]), [443]);
     assert_eq!(ports(&["--sort", "-bytes", "tcp", "--limit", "1"]), [443]);
     assert_eq!(ports(&["--sort", "-ts", "tcp"]), [22, 443]);
@@ -250,6 +251,95 @@ fn several_stores_are_asked_as_one() {
         .args(["sessions", "--format", "ndjson"])
         .output();
     assert_eq!(text(&output.expect("stillwire runs")).lines().count(), 1);
+}
+
+/// A session of frames that announce IPv4 and hold none that can be read.
+fn hidden() -> SessionRecord {
+    SessionRecord { protocol: Protocol::Ether(0x0800), ..arp() }
+}
+
+#[test]
+fn sessions_that_could_match_are_counted_wherever_they_lie() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    // Each in a file of its own, so that each could be skipped.
+    for record in [hidden(), arp(), tcp("192.0.2.7", 22), tcp("192.0.2.8", 22)] {
+        sensor.session(record, &[]);
+        sensor.seal_sessions();
+    }
+    let output = sensor.ask(&["sessions", "--format", "ndjson", "host 192.0.2.7"]);
+    assert_eq!(column(&text(&output), "resp_h"), ["192.0.2.7"]);
+    assert!(errors(&output).contains("1 more session could match"), "{}", errors(&output));
+    let output = sensor.ask(&["sessions", "--format", "ndjson", "--possible", "host 192.0.2.7"]);
+    assert_eq!(column(&text(&output), "proto"), ["0x0800", "tcp"]);
+}
+
+/// Two sensors that write to copies of one store.
+fn copies(dir: &tempfile::TempDir) -> [Sensor; 2] {
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    drop(Sensor::new(&one, "s1"));
+    let copied = std::process::Command::new("cp").arg("-r").args([&one, &two]).status();
+    assert!(copied.expect("cp runs").success());
+    [Sensor::new(&one, "s1"), Sensor::new(&two, "s1")]
+}
+
+fn ask_all(sensors: &[Sensor], arguments: &[&str]) -> std::process::Output {
+    let mut asked = vec!["sessions", "--tz", "UTC", "--format", "ndjson"];
+    for sensor in sensors {
+        asked.extend(["-s", sensor.path.to_str().expect("a path")]);
+    }
+    asked.extend(arguments);
+    stillwire(&asked)
+}
+
+#[test]
+fn copies_of_a_store_give_the_newest_row_of_each_session() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensors = copies(&dir);
+    let lives = SessionRecord {
+        reason: RowReason::Interim,
+        conn_state: ConnState::S1,
+        ..tcp("192.0.2.7", 22)
+    };
+    for sensor in &mut sensors {
+        let record = sensor.session(lives.clone(), &[]);
+        sensor.session(tcp("192.0.2.8", 22), &[]);
+        sensor.session(hidden(), &[]);
+        if sensor.path.ends_with("two") {
+            let reason = RowReason::Closed;
+            sensor.row(&SessionRecord { update: 1, conn_state: ConnState::SF, reason, ..record });
+        }
+        sensor.commit();
+    }
+    for limit in ["0", "1"] {
+        let output = ask_all(&sensors, &["-n", limit, "state S1 and host 192.0.2.7"]);
+        assert_eq!(text(&output), "", "the newest row does not match");
+        let output = ask_all(&sensors, &["-n", limit, "--sort", "resp_h", "tcp"]);
+        let found = column(&text(&output), "update");
+        assert_eq!(found, [1, 0][..if limit == "0" { 2 } else { 1 }]);
+        assert_eq!(errors(&output).contains("1 more sessions match"), limit == "1");
+        assert!(errors(&output).contains("1 more session could match"), "{}", errors(&output));
+    }
+}
+
+#[test]
+fn copies_that_contradict_each_other_hide_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensors = copies(&dir);
+    for (sensor, frames) in sensors.iter_mut().zip([4, 5]) {
+        sensor.session(SessionRecord { frames, ..tcp("192.0.2.7", 22) }, &[]);
+        sensor.session(tcp("192.0.2.8", 22), &[]);
+        sensor.commit();
+    }
+    let output = ask_all(&sensors, &["tcp"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains("contradict"), "{}", errors(&output));
+    let listed = String::from_utf8(output.stdout).expect("UTF-8");
+    let mut frames = column(&listed, "frames");
+    frames.sort_by_key(serde_json::Value::as_u64);
+    assert_eq!(frames, [4, 4, 5]);
+    let output = ask_all(&sensors, &["host 192.0.2.8"]);
+    assert_eq!(text(&output).lines().count(), 1);
 }
 
 #[test]

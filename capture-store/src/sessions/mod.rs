@@ -14,7 +14,7 @@ mod schema;
 mod seal;
 
 pub use log::{LogError, LogPolicy, SessionLog};
-pub use row::{RowNames, SessionRow};
+pub use row::{RowNames, SessionRow, proto_name};
 pub use scan::{Scan, ScanError, ScanReport, TornTail, scan};
 pub use schema::{column_names, schema};
 pub use seal::{PendingSeal, SealSessionsError, SealedSessions};

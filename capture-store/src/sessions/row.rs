@@ -261,9 +261,10 @@ impl<'a> SessionRow<'a> {
     }
 }
 
-/// Zeek's name of a transport (scripts/base/init-bare.zeek, `transport_proto`), or of what a
-/// frame without IP is.
-fn proto_name(protocol: Protocol) -> Cow<'static, str> {
+/// What the column `proto` says: Zeek's name of a transport (scripts/base/init-bare.zeek,
+/// `transport_proto`), or of what a frame without IP is.
+#[must_use]
+pub fn proto_name(protocol: Protocol) -> Cow<'static, str> {
     match protocol {
         Protocol::TCP => "tcp".into(),
         Protocol::UDP => "udp".into(),

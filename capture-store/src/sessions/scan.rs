@@ -39,6 +39,9 @@ pub struct Scan {
     /// session may be skipped. Other rows may still come; the caller's filter decides. Empty for
     /// no such restriction.
     pub hosts: Vec<String>,
+    /// Values of the column `proto` whose rows are wanted whatever their ends: a row group that may
+    /// hold one is not skipped for its hosts.
+    pub whatever_host: Vec<String>,
     /// Session identities: row groups without any of them may be skipped, likewise.
     pub uids: Vec<String>,
 }
@@ -221,6 +224,24 @@ impl<'a> Plan<'a> {
         let ends = bounds(group, "last_ts").is_none_or(|(_, latest)| latest >= from.0);
         begins && ends
     }
+
+    /// Whether a row group can hold a row with the hosts and identities asked for, by its Bloom
+    /// filters.
+    fn may_match(
+        &self,
+        builder: &ParquetRecordBatchReaderBuilder<File>,
+        group: usize,
+    ) -> Result<bool, ParquetError> {
+        let Scan { hosts, whatever_host, uids, .. } = self.what;
+        let may_hold =
+            |columns: &[&str], values: &[String]| may_hold(builder, group, columns, values);
+        if !uids.is_empty() && !may_hold(&["uid"], uids)? {
+            return Ok(false);
+        }
+        Ok(hosts.is_empty()
+            || may_hold(&["orig_h", "resp_h"], hosts)?
+            || may_hold(&["proto"], whatever_host)?)
+    }
 }
 
 /// The least and the greatest value of a column of 64-bit numbers in a row group.
@@ -269,8 +290,7 @@ fn read_sealed(
         for group in 0..builder.metadata().num_row_groups() {
             report.row_groups += 1;
             if plan.may_overlap(builder.metadata().row_group(group))
-                && may_hold(&builder, group, &["orig_h", "resp_h"], &plan.what.hosts)?
-                && may_hold(&builder, group, &["uid"], &plan.what.uids)?
+                && plan.may_match(&builder, group)?
             {
                 groups.push(group);
             } else {
@@ -319,7 +339,7 @@ fn may_hold(
     values: &[String],
 ) -> Result<bool, ParquetError> {
     if values.is_empty() {
-        return Ok(true);
+        return Ok(false);
     }
     let all = builder.metadata().row_group(group).columns();
     for name in columns {

@@ -28,7 +28,7 @@ const ROW_GROUP_ROWS: usize = 1 << 16;
 const PAGE_ROWS: usize = 1 << 13;
 /// Columns that a question names a value of: with a Bloom filter, row groups without the value
 /// are not read.
-const ASKED_FOR: [&str; 4] = ["uid", "orig_h", "resp_h", "community_id"];
+const ASKED_FOR: [&str; 5] = ["uid", "orig_h", "resp_h", "proto", "community_id"];
 
 /// The column that sealed files have in their path and metadata.
 pub(super) const SENSOR: &str = "sensor";
