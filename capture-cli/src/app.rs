@@ -236,10 +236,8 @@ fn packets(args: &PacketsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Res
     }
     let stores = query::open(&args.place.stores(before))?;
     let question = Question { filter, window, possible: args.possible };
-    let answer = query::ask(&stores, &question, &Order::TIME, None)?;
-    if answer.found.is_empty() {
-        complain("no session matches");
-    }
+    let mut answer = query::ask(&stores, &question, &Order::TIME, None)?;
+    answer.found.append(&mut packets::unfinished_before(&stores, &question)?);
     if answer.possible > 0 {
         complain(&possible(answer.possible));
     }
@@ -255,8 +253,18 @@ fn packets(args: &PacketsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Res
             packets::write(&stores, &answer.found, window, &mut out)?
         }
     };
+    if written.sessions == 0 {
+        complain("no session matches");
+    }
     for note in &written.notes {
         complain(note);
+    }
+    if written.beyond_rows > 0 {
+        complain(&format!(
+            "{} packets are later than the newest row of their session, which is not its last: \
+             the session lives, or was cut off with its run",
+            written.beyond_rows
+        ));
     }
     for damage in &written.damage {
         complain(&format!("the output is not complete: {damage}"));
@@ -264,34 +272,35 @@ fn packets(args: &PacketsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Res
     if written.retired > 0 {
         complain(&format!(
             "{} of {} sessions: packets were retired to keep the budget",
-            written.retired,
-            answer.found.len()
+            written.retired, written.sessions
         ));
     }
     if written.never_kept > 0 {
         complain(&format!(
             "{} of {} sessions: packets could not be kept when they arrived (`stillwire coverage` \
              says why)",
-            written.never_kept,
-            answer.found.len()
+            written.never_kept, written.sessions
         ));
     }
     if written.short > 0 {
         complain(&format!(
             "{} of {} sessions lack {} packets that they had: not kept when they arrived \
              (`stillwire coverage` says why), or retired",
-            written.short,
-            answer.found.len(),
-            written.short_frames
+            written.short, written.sessions, written.short_frames
         ));
     }
     if let Some(path) = file {
         complain(&format!(
             "{} packets of {} sessions written to {}",
             written.frames,
-            answer.found.len(),
+            written.sessions,
             path.display()
         ));
+    }
+    for store in &stores {
+        if let Some(note) = not_yet(store, question.window, clock) {
+            complain(&note);
+        }
     }
     let ended = report(&answer);
     Ok(if written.is_complete() { ended } else { End::Incomplete })

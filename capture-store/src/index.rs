@@ -23,9 +23,10 @@ use capture_flow::frame::{LinkType, PcapPosition};
 use capture_flow::key::FlowHash;
 use capture_flow::time::Nanos;
 
-use crate::journal::{JournalError, Notes, Snapshot};
+use crate::journal::{self, Fixed, JournalError, Notes, Progress, Snapshot};
 use crate::layout;
 use crate::pcap::{ReadError, SegmentReader};
+use crate::provenance::Provenance;
 use crate::segment::{INDEX, JOURNAL, PCAP};
 use crate::store::Store;
 
@@ -67,6 +68,8 @@ pub struct IndexHeader {
     pub unnoted: u64,
     /// Whether it was sealed by the recovery after an unclean end.
     pub recovered: bool,
+    /// Whose segment it is.
+    pub provenance: Provenance,
 }
 
 impl IndexHeader {
@@ -195,7 +198,7 @@ fn encode_header(header: &IndexHeader, sections: &Sections) -> [u8; HEADER_LEN] 
         header.first_ts.0 as u64,
         header.last_ts.0 as u64,
         header.unnoted,
-        if header.recovered { RECOVERED } else { 0 },
+        (u64::from(header.recovered) * RECOVERED) | header.provenance.bits(),
         sections.flows,
         sections.postings_len,
         sections.foreign,
@@ -228,6 +231,7 @@ fn decode_header(bytes: &[u8; HEADER_LEN]) -> Result<(IndexHeader, Sections), In
         last_ts: Nanos(word(7) as i64),
         unnoted: word(8),
         recovered: word(9) & RECOVERED != 0,
+        provenance: Provenance::of_bits(word(9)),
     };
     let sections = Sections { flows: word(10), postings_len: word(11), foreign: word(12) };
     Ok((header, sections))
@@ -289,20 +293,20 @@ impl SegmentIndex {
     /// # Errors
     /// Neither exists (the segment was retired), or what is there is damaged.
     pub fn open(dir: &Path, sequence: u64) -> Result<Self, IndexError> {
-        let sealed = dir.join(layout::segment_name(sequence, INDEX));
-        match Self::open_sealed(&sealed) {
-            Err(IndexError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
-            opened => return opened,
-        }
-        match Self::open_journal(&dir.join(layout::segment_name(sequence, JOURNAL))) {
-            // Sealed between the two looks.
-            Err(IndexError::Journal(JournalError::Io(error)))
-                if error.kind() == io::ErrorKind::NotFound =>
-            {
-                Self::open_sealed(&sealed)
-            }
-            opened => opened,
-        }
+        sealed_or_open(dir, sequence, Self::open_sealed, Self::open_journal)
+    }
+
+    /// Reads what the index of a segment says about it, and no more.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn read_header(dir: &Path, sequence: u64) -> Result<IndexHeader, IndexError> {
+        sealed_or_open(
+            dir,
+            sequence,
+            |path| Self::open_sealed(path).map(|index| index.header),
+            |path| Ok(header_of_open(&journal::read_head(path)?)),
+        )
     }
 
     fn open_sealed(path: &Path) -> Result<Self, IndexError> {
@@ -322,19 +326,7 @@ impl SegmentIndex {
 
     fn open_journal(path: &Path) -> Result<Self, IndexError> {
         let Snapshot { fixed, progress, notes } = Snapshot::read(path, None)?;
-        let header = IndexHeader {
-            worker: fixed.worker,
-            sequence: fixed.sequence,
-            link_type: fixed.link_type,
-            snaplen: fixed.snaplen,
-            created: fixed.created,
-            pcap_len: progress.committed,
-            frames: progress.frames,
-            first_ts: if progress.frames == 0 { Nanos::MAX } else { progress.first_ts },
-            last_ts: if progress.frames == 0 { Nanos::MIN } else { progress.last_ts },
-            unnoted: progress.unnoted,
-            recovered: false,
-        };
+        let header = header_of_open(&(fixed, progress));
         Ok(Self { header, source: Source::Open(notes) })
     }
 
@@ -470,6 +462,46 @@ impl SegmentIndex {
     }
 }
 
+/// Reads the sealed index of a segment if there is one, else its journal as it stands now.
+fn sealed_or_open<T>(
+    dir: &Path,
+    sequence: u64,
+    sealed: impl Fn(&Path) -> Result<T, IndexError>,
+    open: impl FnOnce(&Path) -> Result<T, IndexError>,
+) -> Result<T, IndexError> {
+    let index = dir.join(layout::segment_name(sequence, INDEX));
+    match sealed(&index) {
+        Err(IndexError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
+        read => return read,
+    }
+    match open(&dir.join(layout::segment_name(sequence, JOURNAL))) {
+        // Sealed between the two looks.
+        Err(IndexError::Journal(JournalError::Io(error)))
+            if error.kind() == io::ErrorKind::NotFound =>
+        {
+            sealed(&index)
+        }
+        read => read,
+    }
+}
+
+fn header_of_open((fixed, progress): &(Fixed, Progress)) -> IndexHeader {
+    IndexHeader {
+        worker: fixed.worker,
+        sequence: fixed.sequence,
+        link_type: fixed.link_type,
+        snaplen: fixed.snaplen,
+        created: fixed.created,
+        pcap_len: progress.committed,
+        frames: progress.frames,
+        first_ts: if progress.frames == 0 { Nanos::MAX } else { progress.first_ts },
+        last_ts: if progress.frames == 0 { Nanos::MIN } else { progress.last_ts },
+        unnoted: progress.unnoted,
+        recovered: false,
+        provenance: fixed.provenance,
+    }
+}
+
 /// Visits `count` entries from byte `at` on.
 fn walk<const LEN: usize>(
     file: &File,
@@ -598,6 +630,14 @@ impl SegmentRef {
     /// Those of [`SegmentIndex::open`].
     pub fn index(&self) -> Result<SegmentIndex, IndexError> {
         SegmentIndex::open(&self.dir, self.sequence)
+    }
+
+    /// Reads what its index says about it, and no more.
+    ///
+    /// # Errors
+    /// Those of [`SegmentIndex::read_header`].
+    pub fn header(&self) -> Result<IndexHeader, IndexError> {
+        SegmentIndex::read_header(&self.dir, self.sequence)
     }
 
     /// Opens its packets, as far as they were committed when `index` was opened.

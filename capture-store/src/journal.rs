@@ -6,7 +6,8 @@
 //! little-endian words:
 //!
 //! ```text
-//! words 0..9     fixed at creation (see `Fixed`), word 9 their checksum
+//! words 0..9     fixed at creation (see `Fixed`), word 9 their checksum; the upper halves of words
+//!                1 and 2 are the lower and the upper half of its provenance
 //! words 64..72   counters, advanced once a batch (see `counter`)
 //! words 512..    one word a note: session number << 32 | offset of the frame   (grows up)
 //! …to the end    two words a slot: FlowHash, kind                               (grows down)
@@ -30,6 +31,7 @@ use capture_flow::sink::Mark;
 use capture_flow::time::Nanos;
 
 use crate::mapped::{MapError, MappedFile};
+use crate::provenance::Provenance;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"SWJRNL01");
 /// Words of the part fixed at creation that the checksum covers.
@@ -72,14 +74,17 @@ pub struct Fixed {
     pub created: Nanos,
     /// The kernel's boot id: another one at recovery means that pages may have been lost.
     pub boot_id: u128,
+    /// Whose it is.
+    pub provenance: Provenance,
 }
 
 impl Fixed {
     fn encode(self) -> [u64; FIXED_WORDS + 1] {
         let mut words = [0; FIXED_WORDS + 1];
         words[0] = MAGIC;
-        words[1] = u64::from(self.worker) | u64::from(self.link_type.0) << 16;
-        words[2] = u64::from(self.snaplen);
+        let provenance = self.provenance.bits();
+        words[1] = u64::from(self.worker) | u64::from(self.link_type.0) << 16 | provenance << 32;
+        words[2] = u64::from(self.snaplen) | provenance >> 32 << 32;
         words[3] = self.sequence;
         words[4] = self.pcap_bytes;
         words[5] = self.journal_bytes;
@@ -103,6 +108,7 @@ impl Fixed {
             journal_bytes: words[5],
             created: Nanos(words[6] as i64),
             boot_id: u128::from(words[7]) | u128::from(words[8]) << 64,
+            provenance: Provenance::of_bits(words[1] >> 32 | words[2] >> 32 << 32),
         })
     }
 }
@@ -343,23 +349,15 @@ impl Snapshot {
         let len = file.metadata()?.len();
         let fixed = read_fixed(&file, len)?;
         // Counters twice: notes from the first look, what they lean on from the second.
-        let first = read_words(&file, counter::COMMITTED, 8)?;
-        let again = read_words(&file, counter::COMMITTED, 8)?;
-        let get =
-            |words: &[u64], at: usize| words.get(at - counter::COMMITTED).copied().unwrap_or(0);
-        let progress = Progress {
-            committed: get(&again, counter::COMMITTED).min(fixed.pcap_bytes),
-            frames: get(&again, counter::FRAMES),
-            first_ts: Nanos(get(&again, counter::FIRST_TS) as i64),
-            last_ts: Nanos(get(&again, counter::LAST_TS) as i64),
-            unnoted: get(&again, counter::UNNOTED),
-        };
+        let first = Counters::read(&file)?;
+        let again = Counters::read(&file)?;
+        let progress = again.progress(&fixed);
         // The file's own size bounds every count, so a damaged one costs no memory.
         let total = (len.min(fixed.journal_bytes) / 8) as usize & !1;
         let room = total.saturating_sub(NOTES_AT);
         let (mut slots, mut noted) = (
-            usize::try_from(get(&again, counter::SLOTS)).unwrap_or(room).min(room / 2),
-            usize::try_from(get(&first, counter::NOTES)).unwrap_or(room).min(room),
+            usize::try_from(again.get(counter::SLOTS)).unwrap_or(room).min(room / 2),
+            usize::try_from(first.get(counter::NOTES)).unwrap_or(room).min(room),
         );
         if beyond.is_some() {
             slots = room / 2;
@@ -382,6 +380,37 @@ impl Snapshot {
             word != 0
         })?;
         Ok(Self { fixed, progress, notes })
+    }
+}
+
+/// Reads how far a segment is filled, without its notes.
+pub(crate) fn read_head(path: &Path) -> Result<(Fixed, Progress), JournalError> {
+    let file = File::open(path)?;
+    let fixed = read_fixed(&file, file.metadata()?.len())?;
+    let progress = Counters::read(&file)?.progress(&fixed);
+    Ok((fixed, progress))
+}
+
+/// The counters as they are read at one moment.
+struct Counters(Vec<u64>);
+
+impl Counters {
+    fn read(file: &File) -> io::Result<Self> {
+        read_words(file, counter::COMMITTED, 8).map(Self)
+    }
+
+    fn get(&self, at: usize) -> u64 {
+        self.0.get(at - counter::COMMITTED).copied().unwrap_or(0)
+    }
+
+    fn progress(&self, fixed: &Fixed) -> Progress {
+        Progress {
+            committed: self.get(counter::COMMITTED).min(fixed.pcap_bytes),
+            frames: self.get(counter::FRAMES),
+            first_ts: Nanos(self.get(counter::FIRST_TS) as i64),
+            last_ts: Nanos(self.get(counter::LAST_TS) as i64),
+            unnoted: self.get(counter::UNNOTED),
+        }
     }
 }
 

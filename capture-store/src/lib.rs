@@ -15,6 +15,7 @@ pub mod layout;
 pub mod ledger;
 mod mapped;
 pub mod pcap;
+pub mod provenance;
 pub mod recover;
 pub mod retention;
 pub mod segment;
@@ -23,4 +24,5 @@ pub mod store;
 pub mod time;
 
 pub use drops::{DropReason, RowLossReason};
+pub use provenance::{Provenance, RunTag};
 pub use store::{Identity, OpenError, OwnedStore, RunId, Store};

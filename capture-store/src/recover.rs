@@ -195,6 +195,7 @@ fn recover_segment(place: &Place, report: &mut RecoveryReport) -> Result<(), Rea
         last_ts: found.last_ts,
         unnoted,
         recovered: true,
+        provenance: journal.as_ref().map(|journal| journal.fixed.provenance).unwrap_or_default(),
     };
     let index = index::encode(&header, notes);
     let file = OpenOptions::new().read(true).write(true).open(&place.pcap)?;

@@ -20,6 +20,7 @@ use crate::journal::{self, Fixed, Journal, Progress};
 use crate::layout;
 use crate::mapped::{MapError, MappedFile};
 use crate::pcap::{self, FILE_HEADER_LEN, FileHeader, RECORD_HEADER_LEN, RecordHeader};
+use crate::provenance::Provenance;
 use crate::time::now;
 
 // Sums of a segment's size (below 2³²) and a slice's length fit.
@@ -45,6 +46,8 @@ pub struct SegmentSpec {
     pub link_type: LinkType,
     /// Most bytes of a frame that are kept: 1 to [`pcap::MAX_SNAPLEN`].
     pub snaplen: u32,
+    /// Whose it is.
+    pub provenance: Provenance,
 }
 
 impl SegmentSpec {
@@ -59,7 +62,8 @@ impl SegmentSpec {
     #[must_use]
     pub fn new(worker: u16, bytes: u64, link_type: LinkType) -> Self {
         let journal_bytes = (bytes / 8).max(64 * 1024);
-        Self { worker, bytes, journal_bytes, link_type, snaplen: pcap::MAX_SNAPLEN }
+        let (snaplen, provenance) = (pcap::MAX_SNAPLEN, Provenance::default());
+        Self { worker, bytes, journal_bytes, link_type, snaplen, provenance }
     }
 
     fn check(&self) -> Result<(), &'static str> {
@@ -153,6 +157,7 @@ pub fn prepare(
         journal_bytes: spec.journal_bytes,
         created: now(),
         boot_id: journal::boot_id(),
+        provenance: spec.provenance,
     };
     // The journal first: a segment without one would have to be scanned at recovery.
     let journal = Journal::create(&journal_path, fixed)
@@ -431,6 +436,7 @@ impl FilledSegment {
             last_ts,
             unnoted: journal.unnoted(),
             recovered: false,
+            provenance: fixed.provenance,
         };
         let index = index::encode(&header, journal.notes(end as u64));
         let file = file.into_file();

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
+use std::num::NonZeroU32;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::layout::{self, FILE_MODE, LOCK_FILE, Layout, SENSOR_FILE};
+use crate::provenance::RunTag;
 use crate::recover::{self, RecoveryReport};
 use crate::time::{now, to_rfc3339};
 
@@ -310,6 +312,15 @@ impl RunId {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The run in few bytes, for each segment to carry: the first of its name's BLAKE3. Two runs
+    /// of a store hardly ever share one, and then only lose what it tells apart.
+    #[must_use]
+    pub fn tag(&self) -> RunTag {
+        let hash = blake3::hash(self.0.as_bytes());
+        let first = hash.as_bytes().first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        RunTag(NonZeroU32::new(first).unwrap_or(NonZeroU32::MIN))
     }
 }
 

@@ -9,6 +9,7 @@ use capture_flow::config::FlowConfig;
 use capture_flow::frame::LinkType;
 use capture_flow::join::{JoinConfig, Joiner};
 use capture_flow::time::Nanos;
+use capture_store::Provenance;
 use capture_store::ledger::{LedgerWriter, Note};
 use capture_store::segment::{SealPolicy, SegmentSpec};
 use capture_store::sessions::{LogPolicy, PendingSeal, SessionLog};
@@ -138,7 +139,9 @@ impl Run {
     /// What a segment of one worker shall be.
     #[must_use]
     pub fn segment_spec(&self, worker: u16, bytes: u64, link: LinkType) -> SegmentSpec {
-        SegmentSpec { snaplen: self.snaplen, ..SegmentSpec::new(worker, bytes, link) }
+        let provenance =
+            Provenance { run: Some(self.id.tag()), vlan_in_key: Some(self.flow.vlan_in_key) };
+        SegmentSpec { snaplen: self.snaplen, provenance, ..SegmentSpec::new(worker, bytes, link) }
     }
 
     /// Bytes kept of each frame.

@@ -1,24 +1,31 @@
 //! The packets of sessions, found through the segments' indexes.
 //!
 //! A row gives its session's key, and with the store's seed its [`FlowHash`]; an index gives the
-//! offsets of the frames under that hash. Sessions with one key never overlap in time on a
-//! sensor, so hash and time together select exactly the session's frames.
+//! offsets of the frames under that hash. Sessions with one key never overlap in time in one run
+//! of a sensor, so run, hash and time together select exactly the session's frames.
 
 mod capture;
 mod scan;
+mod segments;
+mod spans;
+mod unfinished;
+
+pub use self::unfinished::unfinished_before;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
 
 use anyhow::Context as _;
-use capture_flow::frame::LinkType;
-use capture_flow::key::{FlowHash, FlowHasher, SessionKey};
+use capture_flow::frame::{LinkType, PcapPosition};
+use capture_flow::key::FlowHash;
 use capture_flow::time::{Nanos, NanosDelta};
-use capture_store::Store;
-use capture_store::index::{IndexError, SegmentIndex, SegmentRef, segments};
-use capture_store::pcap::{ReadError, RecordHeader, SegmentReader};
+use capture_store::index::{IndexError, SegmentIndex, SegmentRef};
+use capture_store::pcap::{ReadError, SegmentReader};
+use capture_store::{Provenance, Store};
 
 use self::capture::CaptureWriter;
+use self::segments::{Known, Segments, is_gone};
+use self::spans::Spans;
 use crate::progress::Progress;
 use crate::query::Found;
 use crate::row::Row;
@@ -35,6 +42,11 @@ const OPEN_SEGMENTS: usize = 64;
 pub struct Written {
     /// Frames.
     pub frames: u64,
+    /// Sessions that were asked for, but for those whose rows end before the window and that have
+    /// no frame in it.
+    pub sessions: u64,
+    /// Frames later than the newest row of their session, which was not its last.
+    pub beyond_rows: u64,
     /// Sessions some of whose packets were removed to keep the budget.
     pub retired: u64,
     /// Sessions whose packets were never kept.
@@ -107,12 +119,6 @@ pub fn write(
     Ok(written)
 }
 
-/// A session's share of the window, and the session by its place among the rows.
-type Span = (Nanos, Nanos, usize);
-
-/// When frames under a hash belong to a session that was asked for.
-type Spans = HashMap<FlowHash, Vec<Span>>;
-
 /// Offsets in each segment, and the hash that each was found under.
 type Offsets = BTreeMap<(u16, u64), Vec<(u32, FlowHash)>>;
 
@@ -124,44 +130,36 @@ fn find(
     selection: &mut Selection,
     written: &mut Written,
 ) -> anyhow::Result<()> {
-    let all = segments(store)?;
-    let mut frames = vec![0; rows.len()];
-    let missing = count_missing(rows, &all, window, written);
-    let seed = store.identity().hash_seed();
-    let spans = spans(rows, window, seed);
+    let mut segments = Segments::of(store)?;
+    let missing = count_missing(rows, &segments, window, written);
+    let spans = Spans::of(store, rows, window, &segments)?;
     let tagged = rows.iter().any(|row| row.vlan.is_some() || row.inner_vlan.is_some());
-    let first = spans.values().flatten().map(|span| span.0).min().unwrap_or(Nanos::MAX);
-    let last = spans.values().flatten().map(|span| span.1).max().unwrap_or(Nanos::MIN);
-    let last = last + FRAGMENT_PATIENCE;
+    let scanner = Scanner { seed: store.identity().hash_seed(), tagged, spans: &spans };
     // Offsets by segment, from its own index and from those of later segments.
     let mut offsets = Offsets::new();
-    let mut committed: HashMap<(u16, u64), u64> = HashMap::new();
-    for segment in &all {
+    for (segment, known) in &mut segments.all {
         selection.progress.advance(1);
-        let name = (segment.worker, segment.sequence);
+        let is_of_use = match &known.header {
+            Some(header) => header.frames > 0 && !spans.known_to(header).is_empty(),
+            None => true,
+        };
+        if !is_of_use {
+            continue;
+        }
         let usable = match segment.index() {
             Ok(index) => {
-                let header = *index.header();
-                committed.insert(name, header.pcap_len);
-                if header.frames == 0 || !header.overlaps(first, last) {
-                    continue;
-                }
-                select(&index, segment, &spans, &mut offsets).map(|()| header.unnoted == 0)
+                known.committed = index.header().pcap_len;
+                select(&index, segment, &spans, &mut offsets).map(|()| index.header().unnoted == 0)
             }
-            Err(error) if is_gone_index(&error) => continue,
-            Err(error) => {
-                // What lies behind the last whole record is left out.
-                committed.insert(name, u64::MAX);
-                Err(error)
-            }
+            Err(error) if is_gone(segment, &error) => continue,
+            Err(error) => Err(error),
         };
         let why = match usable {
             Ok(true) => continue,
             Ok(false) => None,
             Err(error) => Some(error),
         };
-        let scanned =
-            scan_instead(segment, committed.get(&name), seed, tagged, &spans, &mut offsets);
+        let scanned = scanner.scan_instead(segment, known, &mut offsets);
         let name = segment_name(segment);
         match (why, scanned) {
             (None, Ok(())) => {}
@@ -176,18 +174,29 @@ fn find(
             }
         }
     }
-    for segment in &all {
-        let name = (segment.worker, segment.sequence);
-        let (Some(mut wanted), Some(committed)) = (offsets.remove(&name), committed.get(&name))
-        else {
+    let mut frames = vec![0; rows.len()];
+    let mut beyond_rows = 0;
+    for (segment, known) in &segments.all {
+        let Some(mut wanted) = offsets.remove(&(segment.worker, segment.sequence)) else {
             continue;
         };
         // A frame of two sessions, of a tunnel and of what is inside, comes under two hashes.
         wanted.sort_unstable();
         wanted.dedup();
-        selection.locate(segment, *committed, &wanted, &spans, &mut frames, written);
+        selection.locate(segment, known, &wanted, &spans, &mut written.damage, |row, ts| {
+            if let (Some(count), Some(row)) = (frames.get_mut(row), rows.get(row)) {
+                *count += 1;
+                beyond_rows += u64::from(!row.is_final && ts > row.last_ts);
+            }
+        });
     }
+    written.beyond_rows += beyond_rows;
     count_short(rows, &frames, &missing, window, written);
+    let without = rows
+        .iter()
+        .zip(&frames)
+        .filter(|(row, frames)| row.last_ts < window.start() && **frames == 0);
+    written.sessions += (rows.len() - without.count()) as u64;
     Ok(())
 }
 
@@ -198,14 +207,7 @@ fn select(
     spans: &Spans,
     offsets: &mut Offsets,
 ) -> Result<(), IndexError> {
-    let header = index.header();
-    let lived = |times: &[Span]| {
-        times.iter().any(|(from, to, _)| header.overlaps(*from, *to + FRAGMENT_PATIENCE))
-    };
-    let mut flows: Vec<FlowHash> =
-        spans.iter().filter(|(_, times)| lived(times)).map(|(flow, _)| *flow).collect();
-    flows.sort_unstable();
-    index.select(&flows, |flow, postings| {
+    index.select(&spans.known_to(index.header()), |flow, postings| {
         let own = postings.offsets.iter().map(|offset| (*offset, flow));
         offsets.entry((segment.worker, segment.sequence)).or_default().extend(own);
         for at in postings.foreign {
@@ -214,53 +216,63 @@ fn select(
     })
 }
 
-/// Reads the segment itself where its index does not tell, or not all.
-fn scan_instead(
-    segment: &SegmentRef,
-    committed: Option<&u64>,
+/// Reads segments themselves where their indexes do not tell, or not all.
+struct Scanner<'a> {
     seed: u64,
+    /// Whether any session asked for has VLAN tags.
     tagged: bool,
-    spans: &Spans,
-    offsets: &mut Offsets,
-) -> anyhow::Result<()> {
-    let committed = committed.copied().unwrap_or(u64::MAX);
-    let reader = SegmentReader::open(&segment.pcap_path(), committed)?;
-    // Tags are part of the key where the sensor was told so.
-    let keys: &[bool] = if tagged { &[false, true] } else { &[false] };
-    for vlan_in_key in keys {
-        scan::scan(
-            segment,
-            &reader,
-            seed,
-            *vlan_in_key,
-            |flow| spans.contains_key(&flow),
-            |at, flow| {
-                offsets.entry((at.worker, at.segment)).or_default().push((at.offset, flow));
-            },
-        )?;
+    spans: &'a Spans,
+}
+
+impl Scanner<'_> {
+    fn scan_instead(
+        &self,
+        segment: &SegmentRef,
+        known: &Known,
+        offsets: &mut Offsets,
+    ) -> anyhow::Result<()> {
+        let reader = SegmentReader::open(&segment.pcap_path(), known.committed)?;
+        let keys: &[bool] = match known.provenance().vlan_in_key {
+            Some(false) => &[false],
+            Some(true) => &[true],
+            None if self.tagged => &[false, true],
+            None => &[false],
+        };
+        for vlan_in_key in keys {
+            scan::scan(
+                segment,
+                &reader,
+                self.seed,
+                *vlan_in_key,
+                |flow| self.spans.contains(flow),
+                |at, flow| {
+                    offsets.entry((at.worker, at.segment)).or_default().push((at.offset, flow));
+                },
+            )?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 impl Selection {
-    /// Reads the times of the frames and keeps those within a session. `frames` counts them for
-    /// each row.
+    /// Reads the times of the frames and keeps those within a session. `counted` gets the row of
+    /// each, and its time.
     fn locate(
         &mut self,
         segment: &SegmentRef,
-        committed: u64,
+        known: &Known,
         wanted: &[(u32, FlowHash)],
         spans: &Spans,
-        frames: &mut [u64],
-        written: &mut Written,
+        damage: &mut Vec<String>,
+        mut counted: impl FnMut(usize, Nanos),
     ) {
         if wanted.is_empty() {
             return;
         }
-        let reader = match SegmentReader::open(&segment.pcap_path(), committed) {
+        let reader = match SegmentReader::open(&segment.pcap_path(), known.committed) {
             Ok(reader) => reader,
             Err(error) => {
-                written.damage.push(format!("{}: {error}", segment_name(segment)));
+                damage.push(format!("{}: {error}", segment_name(segment)));
                 return;
             }
         };
@@ -268,27 +280,26 @@ impl Selection {
         let number = self.sources.len();
         self.sources.push(Source {
             segment: segment.clone(),
-            committed,
+            committed: known.committed,
             link: header.link_type,
             snaplen: header.snaplen,
         });
+        let provenance: Provenance = known.provenance();
         let mut frame = Vec::new();
         for group in wanted.chunk_by(|a, b| a.0 == b.0) {
             let Some((offset, _)) = group.first() else { continue };
             let ts = match reader.record_at(u64::from(*offset), &mut frame) {
                 Ok(record) => record.ts(),
                 Err(error) => {
-                    written.damage.push(format!("{}: {error}", segment_name(segment)));
+                    damage.push(format!("{}: {error}", segment_name(segment)));
                     continue;
                 }
             };
-            let ours = group.iter().filter_map(|(_, flow)| spans.get(flow)).flatten();
+            let ours = group.iter().flat_map(|(_, flow)| spans.under(*flow));
             let mut is_ours = false;
-            for (_, _, row) in ours.filter(|(from, to, _)| (*from..=*to).contains(&ts)) {
+            for span in ours.filter(|span| span.holds(provenance, ts)) {
                 is_ours = true;
-                if let Some(count) = frames.get_mut(*row) {
-                    *count += 1;
-                }
+                counted(span.row, ts);
             }
             if is_ours {
                 self.places.push(Place { ts, segment: number, offset: *offset });
@@ -297,49 +308,18 @@ impl Selection {
     }
 }
 
-/// The hashes of the sessions, and the times of each within the window.
-fn spans(rows: &[&Row], window: Window, seed: u64) -> Spans {
-    let hasher = FlowHasher::new(seed);
-    let mut spans = Spans::new();
-    for (number, row) in rows.iter().enumerate() {
-        // Times are true in the index of a segment, and in its records as pcap can hold them: it
-        // has no room for what came before 1970 or after 2106.
-        let held = |ts| RecordHeader::new(ts, 0, 0).ts();
-        let (from, to) = (row.ts.max(window.start()), row.last_ts.min(window.end()));
-        let span = (from.min(held(from)), to.max(held(to)), number);
-        let key = |vlans| {
-            let orig = (row.orig.addr, row.orig.port);
-            let resp = (row.resp.addr, row.resp.port);
-            hasher.hash(&if row.is_fragments_only() {
-                // Their ports are unknown, not zero: ICMP's type and code among them.
-                SessionKey::new(orig, resp, row.protocol, vlans)
-            } else {
-                SessionKey::of_ends(orig, resp, row.protocol, vlans)
-            })
-        };
-        // Tags are part of the key where the sensor was told so. The other hash finds nothing.
-        let tags = (row.vlan.unwrap_or(0), row.inner_vlan.unwrap_or(0));
-        spans.entry(key((0, 0))).or_default().push(span);
-        if tags != (0, 0) {
-            spans.entry(key(tags)).or_default().push(span);
-        }
-    }
-    spans
-}
-
 /// Counts sessions whose packets are not there any more, or never were; returns their places.
 fn count_missing(
     rows: &[&Row],
-    all: &[SegmentRef],
+    segments: &Segments,
     window: Window,
     written: &mut Written,
 ) -> HashSet<usize> {
-    let there: HashSet<(u16, u64)> = all.iter().map(|s| (s.worker, s.sequence)).collect();
     let mut missing = HashSet::new();
-    for (number, row) in rows.iter().enumerate() {
-        let gone = |at: Option<capture_flow::frame::PcapPosition>| {
-            at.is_some_and(|at| !there.contains(&(at.worker, at.segment)))
-        };
+    // Where a row ends before the window, nothing says that frames are missing.
+    let inside = rows.iter().enumerate().filter(|(_, row)| row.last_ts >= window.start());
+    for (number, row) in inside {
+        let gone = |at: Option<PcapPosition>| at.is_some_and(|at| !segments.contains(at));
         let begins_inside = row.ts >= window.start();
         if gone(row.pcap_last) || (gone(row.pcap_first) && begins_inside) {
             written.retired += 1;
@@ -424,11 +404,6 @@ fn note_once(written: &mut Written, note: String) {
     if !written.damage.contains(&note) {
         written.damage.push(note);
     }
-}
-
-/// Retired between listing and opening: counted by its sessions' positions on the next ask.
-fn is_gone_index(error: &IndexError) -> bool {
-    matches!(error, IndexError::Io(io) if io.kind() == std::io::ErrorKind::NotFound)
 }
 
 fn segment_name(segment: &SegmentRef) -> String {

@@ -7,8 +7,8 @@ use capture_flow::frame::LinkType;
 use capture_flow::key::{FlowHasher, Protocol, SessionKey};
 use capture_flow::record::{RowReason, SessionRecord, Side, Uid};
 use capture_flow::time::Nanos;
-use capture_store::OwnedStore;
 use capture_store::pcap::SegmentReader;
+use capture_store::{OwnedStore, RunId};
 
 use crate::support::{Sensor, at, errors, icmp, side, stillwire, tcp};
 
@@ -86,11 +86,108 @@ fn sessions_with_one_key_are_told_apart_by_time() {
     }
 }
 
+/// A row of a session that goes on.
+fn interim(record: SessionRecord) -> SessionRecord {
+    SessionRecord { reason: RowReason::Interim, ..record }
+}
+
+#[test]
+fn a_session_reaches_beyond_a_row_that_is_not_its_last() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    // Rows were written after two frames; the run was killed after four.
+    let cut = sensor.session(interim(tcp("192.0.2.7", 22)), &[(0, at(0)), (1, at(10))]);
+    let hash = sensor.hash(&cut);
+    sensor.frame(0, at(20), hash, &[1; 60]);
+    sensor.frame(1, at(30), hash, &[1; 60]);
+    // The same ends again in the same run, as soon as the first session was over.
+    let next = sensor.session(tcp("192.0.2.7", 22), &[(0, at(40)), (0, at(50))]);
+    let lives = sensor.session(interim(tcp("192.0.2.8", 22)), &[(0, at(5))]);
+    sensor.frame(0, at(7_000), sensor.hash(&lives), &[2; 60]);
+    sensor.commit();
+    let uid = |record: &SessionRecord| record.uid.to_string();
+    // The next run's session with the key of the one that was cut off in this one.
+    sensor.seal_segments();
+    let run = sensor.provenance;
+    sensor.provenance.run = RunId::parse("another").map(|run| run.tag());
+    let other = sensor.session(tcp("192.0.2.8", 22), &[(0, at(9_000))]);
+    sensor.commit();
+    assert_ne!(sensor.provenance, run);
+    for sealed in [false, true] {
+        if sealed {
+            sensor.seal_segments();
+            sensor.seal_sessions();
+        }
+        let (output, path) = packets(&sensor, &[&uid(&cut)]);
+        assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+        assert_eq!(times(&path), [0, 10, 20, 30]);
+        assert!(errors(&output).contains("2 packets are later"), "{}", errors(&output));
+        for (record, expected) in [(&next, vec![40, 50]), (&other, vec![9_000])] {
+            let (output, path) = packets(&sensor, &[&uid(record)]);
+            assert_eq!(times(&path), expected);
+            assert!(!errors(&output).contains("are later"), "{}", errors(&output));
+        }
+        let (_, path) = packets(&sensor, &[&uid(&lives)]);
+        assert_eq!(times(&path), [5, 7_000]);
+        // No row reaches into this window, frames do.
+        let window = ["host 192.0.2.7", "--from", "1170396000.015", "--to", "1170396000.035"];
+        let (output, path) = packets(&sensor, &window);
+        assert_eq!(times(&path), [20, 30]);
+        assert!(errors(&output).contains("of 1 sessions"), "{}", errors(&output));
+        let window = ["tcp", "--from", "1170396000.060", "--to", "1170396000.070"];
+        let (output, path) = packets(&sensor, &window);
+        assert_eq!(times(&path), [] as [i64; 0]);
+        assert!(errors(&output).contains("no session matches"), "{}", errors(&output));
+    }
+}
+
+#[test]
+fn one_capture_replayed_twice_is_two_runs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    for run in ["first", "second"] {
+        sensor.seal_segments();
+        sensor.provenance.run = RunId::parse(run).map(|run| run.tag());
+        let record = sensor.session(tcp("192.0.2.7", 22), &[(0, at(0)), (0, at(10))]);
+        sensor.commit();
+        let (output, path) = packets(&sensor, &["uid", &record.uid.to_string()]);
+        assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+        assert_eq!(times(&path), [0, 10], "{run}");
+    }
+}
+
+#[test]
+fn tags_tell_sessions_apart_where_the_sensor_was_told_so() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    let tagged = || SessionRecord { vlan: Some(7), ..tcp("192.0.2.7", 22) };
+    // Told so: the same ends at the same time, with a tag and without.
+    sensor.provenance.vlan_in_key = Some(true);
+    let with = sensor.session(tagged(), &[(0, at(0)), (0, at(20))]);
+    let without = sensor.session(tcp("192.0.2.7", 22), &[(0, at(10)), (0, at(15))]);
+    sensor.seal_segments();
+    // Not told so, later: one session, whatever its frames' tags.
+    sensor.provenance.vlan_in_key = Some(false);
+    let both = sensor.session(tagged(), &[(0, at(5_000)), (0, at(5_010))]);
+    // Before segments said which.
+    sensor.seal_segments();
+    sensor.provenance = capture_store::Provenance::default();
+    let unknown = sensor.session(tagged(), &[(0, at(9_000)), (0, at(9_010))]);
+    sensor.commit();
+    sensor.seal_segments();
+    for (record, expected) in
+        [(with, [0, 20]), (without, [10, 15]), (both, [5_000, 5_010]), (unknown, [9_000, 9_010])]
+    {
+        let (output, path) = packets(&sensor, &["uid", &record.uid.to_string()]);
+        assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+        assert_eq!(times(&path), expected);
+    }
+}
+
 #[test]
 fn a_frame_of_two_sessions_is_written_once() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
-    let interim = |record| SessionRecord { reason: RowReason::Interim, ..record };
     let outer = sensor.session(interim(tcp("192.0.2.7", 22)), &[]);
     let inner = sensor.session(interim(icmp("192.0.2.9")), &[]);
     for record in [&outer, &inner] {

@@ -14,7 +14,7 @@ use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::ledger::{LedgerLine, LedgerWriter};
 use capture_store::segment::{ActiveSegment, SealPolicy, SegmentSpec, prepare};
 use capture_store::sessions::{LogPolicy, SessionLog};
-use capture_store::{OwnedStore, RunId};
+use capture_store::{OwnedStore, Provenance, RunId};
 
 /// 2007-02-02T06:00:00Z.
 pub(crate) const START: i64 = 1_170_396_000;
@@ -29,6 +29,8 @@ pub(crate) struct Sensor {
     pub(crate) path: PathBuf,
     pub(crate) store: OwnedStore,
     pub(crate) run: RunId,
+    /// Whose segments are that are begun from now on.
+    pub(crate) provenance: Provenance,
     log: SessionLog,
     ledger: LedgerWriter,
     segments: BTreeMap<u16, ActiveSegment>,
@@ -45,6 +47,7 @@ impl Sensor {
             log: SessionLog::new(&store, &run, LogPolicy::default()),
             ledger: LedgerWriter::open(&store).expect("a ledger"),
             segments: BTreeMap::new(),
+            provenance: Provenance { run: Some(run.tag()), vlan_in_key: Some(false) },
             link: LinkType::ETHERNET,
             uids: name.bytes().map(u128::from).sum::<u128>() << 64,
             store,
@@ -81,7 +84,8 @@ impl Sensor {
             let dir = self.store.layout().worker(worker);
             std::fs::create_dir_all(&dir).expect("a directory");
             let sequence = self.store.next_sequence(worker).expect("a sequence number");
-            let spec = SegmentSpec::new(worker, 1 << 20, self.link);
+            let provenance = self.provenance;
+            let spec = SegmentSpec { provenance, ..SegmentSpec::new(worker, 1 << 20, self.link) };
             let segment = prepare(&dir, sequence, &spec).expect("a segment").activate();
             self.segments.insert(worker, segment);
         }
@@ -123,7 +127,8 @@ impl Sensor {
     }
 
     pub(crate) fn hash(&self, record: &SessionRecord) -> FlowHash {
-        FlowHasher::new(self.store.identity().hash_seed()).hash(&record.key(false))
+        let vlan_in_key = self.provenance.vlan_in_key == Some(true);
+        FlowHasher::new(self.store.identity().hash_seed()).hash(&record.key(vlan_in_key))
     }
 
     /// Logs a row as it is.
