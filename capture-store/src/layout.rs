@@ -3,6 +3,7 @@
 //! ```text
 //! STORE/lock                                 held (flock) by the one writer
 //! STORE/sensor.json                          identity and format version
+//! STORE/sensor.key                           the secret that signs the ledger, unless kept elsewhere
 //! STORE/pcap/w00/<sequence>.pcap             one worker's segments
 //! STORE/pcap/w00/<sequence>.idx.open         journal of a segment being filled
 //! STORE/pcap/w00/<sequence>.idx              index of a sealed segment
@@ -29,6 +30,7 @@ pub const FILE_MODE: u32 = 0o640;
 pub const DIR_MODE: u32 = 0o750;
 
 pub(crate) const SENSOR_FILE: &str = "sensor.json";
+pub(crate) const KEY_FILE: &str = "sensor.key";
 pub(crate) const LOCK_FILE: &str = "lock";
 const PCAP_DIR: &str = "pcap";
 const SESSIONS_DIR: &str = "sessions";
@@ -52,6 +54,24 @@ impl Layout {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Who the store belongs to.
+    #[must_use]
+    pub fn identity(&self) -> PathBuf {
+        self.root.join(SENSOR_FILE)
+    }
+
+    /// The secret key, unless it is kept elsewhere.
+    #[must_use]
+    pub fn key(&self) -> PathBuf {
+        self.root.join(KEY_FILE)
+    }
+
+    /// Held (flock) by the one writer.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.root.join(LOCK_FILE)
     }
 
     /// Directory of all packet segments.

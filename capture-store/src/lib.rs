@@ -11,6 +11,7 @@
 pub mod drops;
 pub mod index;
 pub mod journal;
+pub mod key;
 pub mod layout;
 pub mod ledger;
 mod mapped;
@@ -20,6 +21,7 @@ pub mod recover;
 pub mod retention;
 pub mod segment;
 pub mod sessions;
+pub mod signed;
 pub mod store;
 pub mod time;
 

@@ -6,12 +6,14 @@ use std::io::{self, Read, Seek, Write};
 use std::num::NonZeroU32;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use capture_flow::time::Nanos;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::layout::{self, FILE_MODE, LOCK_FILE, Layout, SENSOR_FILE};
+use crate::key::{KeyError, PublicKey, SecretKey};
+use crate::layout::{self, FILE_MODE, KEY_FILE, LOCK_FILE, Layout, SENSOR_FILE};
 use crate::provenance::RunTag;
 use crate::recover::{self, RecoveryReport};
 use crate::time::{now, to_rfc3339};
@@ -39,7 +41,8 @@ pub struct Identity {
     /// When the store was made.
     #[serde(with = "crate::time::rfc3339")]
     pub created: Nanos,
-    /// The key that ledger signatures are verified with, once there is one.
+    /// The key that ledger signatures are verified with; missing until the store of an older
+    /// Stillwire is written to again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
 }
@@ -52,7 +55,13 @@ impl Identity {
         u64::from_str_radix(&self.hash_seed, 16).unwrap_or(0)
     }
 
-    fn new(sensor: &str) -> io::Result<Self> {
+    /// The key that ledger signatures are verified with, if there is one that can be used.
+    #[must_use]
+    pub fn public_key(&self) -> Option<PublicKey> {
+        self.public_key.as_deref().and_then(PublicKey::parse)
+    }
+
+    fn new(sensor: &str, key: &PublicKey) -> io::Result<Self> {
         Ok(Self {
             format: FORMAT.to_owned(),
             format_version: FORMAT_VERSION,
@@ -60,7 +69,7 @@ impl Identity {
             sensor_id: format!("{:032x}", random_u128()?),
             hash_seed: format!("{:016x}", random_u128()? as u64),
             created: now(),
-            public_key: None,
+            public_key: Some(key.to_string()),
         })
     }
 }
@@ -114,6 +123,23 @@ pub enum OpenError {
         found: String,
         /// The name that was asked for.
         asked: String,
+    },
+    /// Its key cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The key that it was begun with is not there.
+    #[error(
+        "{path} was begun with the key {expected}, which {key_path} does not hold: give the right \
+         one with --key, or begin another store (a ledger cannot change its key: nobody could tell \
+         that from a forgery)"
+    )]
+    OtherKey {
+        /// The store.
+        path: PathBuf,
+        /// The key file that was looked at.
+        key_path: PathBuf,
+        /// The public key of the store.
+        expected: String,
     },
     /// It lies on a filesystem mounted read-only.
     #[error("{path} is on a read-only filesystem: a sensor must be able to write to its store")]
@@ -188,6 +214,36 @@ impl Store {
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
+
+    /// BLAKE3 of `sensor.json` as it is now, in hex: what the ledger binds a run to.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn identity_hash(&self) -> io::Result<String> {
+        let mut content = Vec::new();
+        let file = File::open(self.layout.identity())?;
+        file.take(SENSOR_FILE_LIMIT).read_to_end(&mut content)?;
+        Ok(blake3::hash(&content).to_hex().to_string())
+    }
+
+    /// Whether a sensor holds the store's lock at this moment.
+    ///
+    /// # Errors
+    /// The lock cannot be asked.
+    pub fn is_being_written(&self) -> io::Result<bool> {
+        let lock = match File::open(self.layout.lock()) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        // Held for the moment that it takes to close the file; a sensor that starts just then
+        // tries again.
+        match flock(&lock, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 /// A store opened for writing; its lock is held until this is dropped.
@@ -195,6 +251,7 @@ impl Store {
 pub struct OwnedStore {
     store: Store,
     recovery: RecoveryReport,
+    key: Arc<SecretKey>,
     _lock: File,
 }
 
@@ -206,9 +263,22 @@ impl OwnedStore {
     /// `None` an existing store keeps its name and a new one takes the host's name.
     ///
     /// # Errors
-    /// In use, not a store, of a newer format, another sensor's, read-only, full disk, or another
-    /// answer of the kernel.
+    /// In use, not a store, of a newer format, another sensor's, without its key, read-only, full
+    /// disk, or another answer of the kernel.
     pub fn open_or_create(path: &Path, sensor: Option<&str>) -> Result<Self, OpenError> {
+        Self::open_with_key(path, sensor, None)
+    }
+
+    /// The same, with the secret key kept in a file outside of the store. A new store, and one of
+    /// an older Stillwire without a key, gets the key that is there, or one that is made there.
+    ///
+    /// # Errors
+    /// As [`OwnedStore::open_or_create`].
+    pub fn open_with_key(
+        path: &Path,
+        sensor: Option<&str>,
+        key_file: Option<&Path>,
+    ) -> Result<Self, OpenError> {
         let io = |doing, path: &Path| {
             let path = path.to_owned();
             move |source| OpenError::io(doing, &path, source)
@@ -220,18 +290,25 @@ impl OwnedStore {
         }
         let lock = take_lock(path)?;
         // Another sensor may have made the store between the look and the lock.
-        let identity = match read_identity(path)? {
+        let known = read_identity(path)?;
+        if let Some(identity) = &known
+            && let Some(asked) = sensor.filter(|asked| *asked != identity.sensor)
+        {
+            return Err(OpenError::OtherSensor {
+                path: path.to_owned(),
+                found: identity.sensor.clone(),
+                asked: asked.to_owned(),
+            });
+        }
+        let key_file = key_file.map_or_else(|| path.join(KEY_FILE), Path::to_owned);
+        let key = take_key(path, &key_file, known.as_ref())?;
+        let identity = match known {
+            Some(identity) if identity.public_key.is_some() => identity,
             Some(identity) => {
-                if let Some(asked) = sensor.filter(|asked| *asked != identity.sensor) {
-                    return Err(OpenError::OtherSensor {
-                        path: path.to_owned(),
-                        found: identity.sensor,
-                        asked: asked.to_owned(),
-                    });
-                }
-                identity
+                let public_key = Some(key.public().to_string());
+                write_identity(path, Identity { public_key, ..identity })?
             }
-            None => create_identity(path, sensor)?,
+            None => create_identity(path, sensor, &key.public())?,
         };
         let layout = Layout::new(path);
         for dir in
@@ -241,7 +318,13 @@ impl OwnedStore {
         }
         let store = Store { layout, identity };
         let recovery = recover::recover(&store).map_err(io("recover", path))?;
-        Ok(Self { store, recovery, _lock: lock })
+        Ok(Self { store, recovery, key: Arc::new(key), _lock: lock })
+    }
+
+    /// What its ledger is signed with.
+    #[must_use]
+    pub fn key(&self) -> &Arc<SecretKey> {
+        &self.key
     }
 
     /// The store for reading.
@@ -391,7 +474,10 @@ fn read_identity(path: &Path) -> Result<Option<Identity>, OpenError> {
 fn refuse_foreign_directory(path: &Path) -> Result<(), OpenError> {
     let names = layout::names_in(path).map_err(|error| OpenError::io("read", path, error))?;
     let ours = |name: &String| {
-        name == LOCK_FILE || name == "lost+found" || name.ends_with(layout::TEMPORARY)
+        name == LOCK_FILE
+            || name == KEY_FILE
+            || name == "lost+found"
+            || name.ends_with(layout::TEMPORARY)
     };
     match names.iter().find(|name| !ours(name)) {
         None => Ok(()),
@@ -412,7 +498,7 @@ fn take_lock(path: &Path) -> Result<File, OpenError> {
         .mode(FILE_MODE)
         .open(&file)
         .map_err(|error| OpenError::io("open", &file, error))?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+    match lock_soon(&lock) {
         Ok(()) => {}
         Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
             let mut holder = String::new();
@@ -432,19 +518,71 @@ fn take_lock(path: &Path) -> Result<File, OpenError> {
     Ok(lock)
 }
 
-fn create_identity(path: &Path, sensor: Option<&str>) -> Result<Identity, OpenError> {
+/// Takes the lock, if need be after the moment for which a reader looked at it.
+fn lock_soon(lock: &File) -> rustix::io::Result<()> {
+    const TRIES: u32 = 10;
+    for _ in 1..TRIES {
+        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+    flock(lock, FlockOperation::NonBlockingLockExclusive)
+}
+
+/// The key that a store was begun with, or one for a store that has none yet.
+fn take_key(path: &Path, file: &Path, known: Option<&Identity>) -> Result<SecretKey, OpenError> {
+    let Some(expected) = known.and_then(|identity| identity.public_key.clone()) else {
+        let (key, made) = SecretKey::open_or_create(file)?;
+        if made {
+            tracing::info!(
+                "the ledger is signed with {}, its secret is in {}",
+                key.public(),
+                file.display()
+            );
+        }
+        return Ok(key);
+    };
+    let other = || OpenError::OtherKey {
+        path: path.to_owned(),
+        key_path: file.to_owned(),
+        expected: expected.clone(),
+    };
+    match SecretKey::open(file) {
+        Ok(key) if key.public().to_string() == expected => Ok(key),
+        Ok(_) => Err(other()),
+        Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Err(other())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn create_identity(
+    path: &Path,
+    sensor: Option<&str>,
+    key: &PublicKey,
+) -> Result<Identity, OpenError> {
     let named = match sensor {
         Some(name) => name.to_owned(),
         None => host_name(),
     };
+    let identity = Identity::new(&named, key)
+        .map_err(|error| OpenError::io("write", &path.join(SENSOR_FILE), error))?;
+    write_identity(path, identity)
+}
+
+fn write_identity(path: &Path, identity: Identity) -> Result<Identity, OpenError> {
     let file = path.join(SENSOR_FILE);
-    let identity = Identity::new(&named).and_then(|identity| {
-        let mut text = serde_json::to_vec_pretty(&identity)?;
-        text.push(b'\n');
-        layout::write_whole(&file, &text, true)?;
-        Ok(identity)
-    });
-    identity.map_err(|error| OpenError::io("write", &file, error))
+    let written =
+        serde_json::to_vec_pretty(&identity).map_err(io::Error::from).and_then(|mut text| {
+            text.push(b'\n');
+            layout::write_whole(&file, &text, true)
+        });
+    written.map_err(|error| OpenError::io("write", &file, error))?;
+    Ok(identity)
 }
 
 fn host_name() -> String {

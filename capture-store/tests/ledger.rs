@@ -155,7 +155,9 @@ fn any_note() -> impl Strategy<Value = Note> {
     });
     let file = file.boxed();
     prop_oneof![
-        (any_text(), any_text()).prop_map(|(program, policy)| Note::Start { program, policy }),
+        (any_text(), any_text(), any::<Option<u8>>()).prop_map(|(program, policy, hash)| {
+            Note::Start { program, policy, identity: hash.map(|hash| format!("{hash:02x}")) }
+        }),
         Just(Note::CleanStop),
         any::<u64>().prop_map(|bytes| Note::TornLine { bytes }),
         any_text().prop_map(|text| Note::Said { text }),

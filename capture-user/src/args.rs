@@ -183,6 +183,11 @@ pub struct StoreArgs {
     #[arg(long, value_name = "NAME", help_heading = "Store")]
     pub sensor: Option<String>,
 
+    /// File with the secret key that signs the ledger; made if it does not exist. By default
+    /// sensor.key in the store. Elsewhere, the store can be copied and shared without it
+    #[arg(long, value_name = "FILE", help_heading = "Store")]
+    pub key: Option<PathBuf>,
+
     /// Bytes that packets may take on disk, such as 200GiB; the oldest go first. By default
     /// 70 % of what the filesystem can give
     #[arg(long, value_name = "BYTES", value_parser = units::parse_bytes, help_heading = "Store")]

@@ -60,6 +60,8 @@ pub struct Config {
     pub store: PathBuf,
     /// The sensor's name, if one was given.
     pub sensor: Option<String>,
+    /// Where the ledger's secret key is kept, if not in the store.
+    pub key: Option<PathBuf>,
     /// Bytes for packets, if they were given.
     packet_budget: Option<u64>,
     /// Bytes for the session log, if they were given.
@@ -176,6 +178,7 @@ impl Config {
         Ok(Self {
             store: args.store,
             sensor: args.sensor,
+            key: args.key,
             packet_budget: args.packet_budget,
             session_budget: args.session_budget,
             segment_bytes: args.segment_size,

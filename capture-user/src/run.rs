@@ -71,7 +71,11 @@ impl Run {
     /// # Errors
     /// The store cannot be used, and why.
     pub fn open(config: &Config, started: Nanos, sources: &[usize]) -> Result<Self> {
-        let store = OwnedStore::open_or_create(&config.store, config.sensor.as_deref())?;
+        let store = OwnedStore::open_with_key(
+            &config.store,
+            config.sensor.as_deref(),
+            config.key.as_deref(),
+        )?;
         let id = RunId::new(started).context("cannot make a name for the run")?;
         let (notes, notes_out) = unbounded();
         let (news, news_out) = unbounded();
@@ -209,6 +213,7 @@ impl Run {
         let start = Note::Start {
             program: concat!("stillwired ", env!("CARGO_PKG_VERSION")).to_owned(),
             policy: self.policy(),
+            identity: Some(self.store.store().identity_hash().context("cannot read sensor.json")?),
         };
         let _ = self.notes.send(start);
         Ok(Flush {

@@ -71,6 +71,10 @@ pub struct LedgerLine {
     /// What else happened.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Note>,
+    /// The sensor's signature over the text before this field, in hex; set by the writer. The
+    /// last field, always.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub sig: String,
 }
 
 impl LedgerLine {
@@ -101,6 +105,7 @@ impl LedgerLine {
             blind: Vec::new(),
             canaries: Vec::new(),
             notes: Vec::new(),
+            sig: String::new(),
         }
     }
 
@@ -461,6 +466,9 @@ pub enum Note {
         program: String,
         /// What was recorded and what was left out, in words.
         policy: String,
+        /// BLAKE3 of `sensor.json`, in hex: the run is bound to this identity.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        identity: Option<String>,
     },
     /// The run ended in order: everything is sealed. Without this note in a run's last line, it
     /// ended uncleanly.

@@ -2,17 +2,23 @@
 //!
 //! Day files of NDJSON under `ledger/sensor=S/`. Every line carries the BLAKE3 hash of the line
 //! before it (`prev`) and its place in the chain (`seq`); the chain runs on across day files and
-//! runs, in the order of writing.
+//! runs, in the order of writing. Every line is signed by the sensor.
 
+mod anchor;
 mod balance;
+mod chain;
 mod line;
 mod reader;
+mod vouched;
 mod writer;
 
+pub use anchor::Anchor;
 pub use balance::{Imbalance, imbalances};
+pub use chain::{Break, BreakKind, Chain, ChainFold, Head, Place, Torn};
 pub use line::{
     Blind, BlindCause, Canary, Clock, Interface, LedgerLine, Link, Nic, Note, Queue, ReplayedFile,
     Rows, SealedFile, Silence, Socket, Worker, Xdp,
 };
-pub use reader::{Damage, LedgerRead, read};
+pub use reader::{Damage, LedgerRead, day_files, for_each_line, read, read_chained};
+pub use vouched::{FileFinding, FileProblem, FilesCheck, Vouched, check_file, check_sessions};
 pub use writer::{LedgerError, LedgerWriter};

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use capture_flow::time::Nanos;
 
+use crate::key::PublicKey;
 use crate::layout;
 use crate::store::Store;
 
+use super::chain::{Chain, ChainFold, Place};
 use super::line::LedgerLine;
 use super::writer::LINE_LIMIT;
 
@@ -39,50 +41,142 @@ pub struct LedgerRead {
 /// # Errors
 /// A file cannot be read. Damaged lines are no error but part of the answer.
 pub fn read(store: &Store, from: Nanos, to: Nanos) -> io::Result<LedgerRead> {
-    let dir = store.layout().ledger(&store.identity().sensor);
-    let day = |at| {
-        let path = store.layout().ledger_day(&store.identity().sensor, at);
-        path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-    };
-    let (first, last) = (day(from), day(to));
+    let days = Days::of(store, from, to)?;
     let mut read = LedgerRead::default();
-    for name in layout::names_in(&dir)? {
-        if !name.ends_with(".ndjson") || name < first {
-            continue;
-        }
-        read_day(&dir.join(&name), from, to, &mut read)?;
-        // A line lies in the file of its end, so one that reaches out of the window lies in the
-        // next file that there is.
-        if name > last {
-            break;
-        }
+    for path in &days.within {
+        read_day(path, from, to, &mut read, None)?;
     }
     read.lines.sort_by_key(|line| line.seq);
     Ok(read)
 }
 
-fn read_day(path: &Path, from: Nanos, to: Nanos, read: &mut LedgerRead) -> io::Result<()> {
-    let mut reader = BufReader::new(File::open(path)?);
+/// The same, and whether the lines hold together: every link from the first line read to the last,
+/// the signature of the last one, and of the last one of every run before. A line whose links
+/// hold up to a signed one is vouched for by that signature.
+///
+/// `key` is the key to trust; `None` takes the one that the store names, and a store without a key
+/// is looked at for its links alone.
+///
+/// # Errors
+/// A file cannot be read. What does not hold is no error but part of the answer.
+pub fn read_chained(
+    store: &Store,
+    key: Option<&PublicKey>,
+    from: Nanos,
+    to: Nanos,
+) -> io::Result<(LedgerRead, Chain)> {
+    let days = Days::of(store, from, to)?;
+    let key = key.copied().or_else(|| store.identity().public_key());
+    let mut fold = ChainFold::new(key);
+    let mut read = LedgerRead::default();
+    for path in &days.within {
+        read_day(path, from, to, &mut read, Some(&mut fold))?;
+    }
+    // The chain is in the order of writing, the files in that of dates: after a replay into the
+    // past, or a clock that was set back, links lead through other files.
+    if fold.has_gaps() {
+        let mut others = LedgerRead::default();
+        for path in &days.others {
+            read_day(path, Nanos::MAX, Nanos::MIN, &mut others, Some(&mut fold))?;
+        }
+    }
+    read.lines.sort_by_key(|line| line.seq);
+    Ok((read, fold.finish(days.others.is_empty())))
+}
+
+/// The day files of a ledger.
+struct Days {
+    /// Those that can hold lines of a window.
+    within: Vec<PathBuf>,
+    /// The others.
+    others: Vec<PathBuf>,
+}
+
+impl Days {
+    fn of(store: &Store, from: Nanos, to: Nanos) -> io::Result<Self> {
+        let day = |at| {
+            let path = store.layout().ledger_day(&store.identity().sensor, at);
+            path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+        };
+        let (first, last) = (day(from), day(to));
+        let mut days = Self { within: Vec::new(), others: Vec::new() };
+        let mut ended = false;
+        for path in day_files(store)? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if ended || name < first {
+                days.others.push(path);
+                continue;
+            }
+            days.within.push(path);
+            // A line lies in the file of its end, so one that reaches out of the window lies in the
+            // next file that there is.
+            ended = name > last;
+        }
+        Ok(days)
+    }
+}
+
+/// The ledger's files, in the order of their dates.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn day_files(store: &Store) -> io::Result<Vec<PathBuf>> {
+    let dir = store.layout().ledger(&store.identity().sensor);
+    let names = layout::names_in(&dir)?;
+    Ok(names.iter().filter(|name| name.ends_with(".ndjson")).map(|name| dir.join(name)).collect())
+}
+
+/// Calls `each` with every line of a file: its number from 1, its text without the line's end, and
+/// whether it has one.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn for_each_line(path: &Path, mut each: impl FnMut(u64, &[u8], bool)) -> io::Result<()> {
+    let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
     let mut text = Vec::new();
     for number in 1.. {
         text.clear();
         if (&mut reader).take(LINE_LIMIT).read_until(b'\n', &mut text)? == 0 {
             break;
         }
-        let whole = text.last() == Some(&b'\n');
-        match serde_json::from_slice::<LedgerLine>(&text) {
+        match text.strip_suffix(b"\n") {
+            Some(line) => each(number, line, true),
+            None => each(number, &text, false),
+        }
+    }
+    Ok(())
+}
+
+fn read_day(
+    path: &Path,
+    from: Nanos,
+    to: Nanos,
+    read: &mut LedgerRead,
+    mut fold: Option<&mut ChainFold>,
+) -> io::Result<()> {
+    let mut place = Place { path: path.into(), line: 0 };
+    for_each_line(path, |number, text, whole| {
+        place.line = number;
+        match serde_json::from_slice::<LedgerLine>(text) {
             Ok(line) => {
+                if let Some(fold) = &mut fold {
+                    fold.line(&place, text, blake3::hash(text), &line);
+                }
                 if line.overlaps(from, to) {
                     read.lines.push(line);
                 }
             }
-            Err(error) => read.damage.push(Damage {
-                path: path.to_owned(),
-                line: number,
-                why: error.to_string(),
-                torn_end: !whole,
-            }),
+            Err(error) => {
+                if let Some(fold) = &mut fold {
+                    fold.damaged(&place, text);
+                }
+                read.damage.push(Damage {
+                    path: path.to_owned(),
+                    line: number,
+                    why: error.to_string(),
+                    torn_end: !whole,
+                });
+            }
         }
-    }
-    Ok(())
+    })
 }

@@ -4,11 +4,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::key::{Domain, PublicKey, SecretKey};
 use crate::layout::{self, FILE_MODE, Layout};
+use crate::signed::{self, Signature};
 use crate::store::OwnedStore;
 use crate::time::now;
 
+use super::anchor::Anchor;
 use super::line::{LedgerLine, Note};
 
 /// Most bytes of a line that are looked at when the chain's end is searched.
@@ -44,10 +48,14 @@ impl LedgerError {
 pub struct LedgerWriter {
     layout: Layout,
     sensor: String,
+    sensor_id: String,
+    key: Arc<SecretKey>,
     open: Option<(PathBuf, File)>,
     next_seq: u64,
     prev: String,
     torn: Option<u64>,
+    /// What is wrong with the line that the chain goes on from.
+    doubt: Option<String>,
 }
 
 impl LedgerWriter {
@@ -59,27 +67,48 @@ impl LedgerWriter {
         let layout = store.layout().clone();
         let sensor = store.identity().sensor.clone();
         let dir = layout.ledger(&sensor);
-        let mut writer =
-            Self { layout, sensor, open: None, next_seq: 0, prev: NO_HASH.to_owned(), torn: None };
+        let mut writer = Self {
+            layout,
+            sensor,
+            sensor_id: store.identity().sensor_id.clone(),
+            key: Arc::clone(store.key()),
+            open: None,
+            next_seq: 0,
+            prev: NO_HASH.to_owned(),
+            torn: None,
+            doubt: None,
+        };
+        let public = store.key().public();
         for name in layout::names_in(&dir).map_err(LedgerError::io(&dir))? {
             if !name.ends_with(".ndjson") {
                 continue;
             }
             let path = dir.join(name);
-            let end = last_line(&path).map_err(LedgerError::io(&path))?;
+            let end = last_line(&path, &public).map_err(LedgerError::io(&path))?;
             // Day files are in order of dates, the chain in order of writing: a replay writes
             // into the past. The highest place is the end.
             if let Some(end) = end.filter(|end| end.seq >= writer.next_seq) {
                 writer.next_seq = end.seq.saturating_add(1);
                 writer.prev = end.hash;
                 writer.torn = end.torn;
+                writer.doubt = end.forged.then(|| {
+                    let seq = end.seq;
+                    format!(
+                        "line {seq} of the chain, the last one before, is not signed by this sensor"
+                    )
+                });
             }
+        }
+        if let Some(doubt) = &writer.doubt {
+            tracing::error!(
+                "{doubt}: somebody has changed the ledger; `stillwire verify` says more"
+            );
         }
         Ok(writer)
     }
 
-    /// Appends a line: sets its place, its `prev` and its moment of writing, and returns its
-    /// hash in hex: the chain's new head.
+    /// Appends a line: sets its place, its `prev` and its moment of writing, signs it, and returns
+    /// its hash in hex: the chain's new head.
     ///
     /// # Errors
     /// Not written; the chain's end is as before and the line can be given again.
@@ -90,19 +119,43 @@ impl LedgerWriter {
                 line.notes.push(torn);
             }
         }
+        if let Some(text) = &self.doubt {
+            let doubt = Note::Said { text: text.clone() };
+            if !line.notes.contains(&doubt) {
+                line.notes.push(doubt);
+            }
+        }
         line.seq = self.next_seq;
         line.prev.clone_from(&self.prev);
         line.written_at = now();
+        line.sig.clear();
         let mut text = serde_json::to_vec(line)?;
+        line.sig = signed::sign(&self.key, Domain::LedgerLine, &mut text);
         let hash = blake3::hash(&text).to_hex().to_string();
         text.push(b'\n');
         let path = self.layout.ledger_day(&self.sensor, line.to);
         let file = self.day_file(&path).map_err(LedgerError::io(&path))?;
-        append_whole(file, &text).map_err(LedgerError::io(&path))?;
+        if let Err(error) = append_whole(file, &text) {
+            self.look_again(&path);
+            return Err(LedgerError::io(&path)(error));
+        }
         self.next_seq = self.next_seq.saturating_add(1);
         self.prev.clone_from(&hash);
         self.torn = None;
+        self.doubt = None;
         Ok(hash)
+    }
+
+    /// After a line could not be written: if a part of it is there to stay, it becomes a torn line.
+    fn look_again(&mut self, path: &Path) {
+        if let Ok(Some(end)) = last_line(path, &self.key.public())
+            && end.torn.is_some()
+        {
+            self.open = None;
+            self.next_seq = end.seq.saturating_add(1);
+            self.prev = end.hash;
+            self.torn = end.torn;
+        }
     }
 
     /// Waits until the lines of the newest day file are on the disk.
@@ -122,6 +175,34 @@ impl LedgerWriter {
         &self.prev
     }
 
+    /// The head as a line to keep elsewhere; `None` while there is no line.
+    ///
+    /// # Errors
+    /// It has no JSON form.
+    pub fn anchor(&self) -> Result<Option<String>, LedgerError> {
+        let Some(seq) = self.next_seq.checked_sub(1) else { return Ok(None) };
+        let anchor = Anchor {
+            anchor: Anchor::VERSION,
+            sensor_id: self.sensor_id.clone(),
+            public_key: self.key.public().to_string(),
+            seq,
+            head: self.prev.clone(),
+            at: now(),
+            sig: String::new(),
+        };
+        Ok(Some(anchor.signed(&self.key)?))
+    }
+
+    /// A second handle on the newest day file, for a thread that waits until it is on the disk.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn handle(&self) -> Result<Option<File>, LedgerError> {
+        let handle =
+            self.open.as_ref().map(|(path, file)| file.try_clone().map_err(LedgerError::io(path)));
+        handle.transpose()
+    }
+
     fn day_file(&mut self, path: &Path) -> io::Result<&mut File> {
         if self.open.as_ref().is_none_or(|(open, _)| open != path) {
             let mut options = OpenOptions::new();
@@ -136,7 +217,10 @@ impl LedgerWriter {
             if last != [b'\n'] {
                 file.write_all(b"\n")?;
             }
-            self.open = Some((path.to_owned(), file));
+            // The day that ends has to be on the disk before its successors vouch for it.
+            if let Some((_, before)) = self.open.replace((path.to_owned(), file)) {
+                before.sync_data()?;
+            }
         }
         match &mut self.open {
             Some((_, file)) => Ok(file),
@@ -159,10 +243,12 @@ struct End {
     seq: u64,
     hash: String,
     torn: Option<u64>,
+    /// Whether it bears a signature that is not this sensor's.
+    forged: bool,
 }
 
 /// The last line that is one, and the hash of what stands last (the same, or a torn line).
-fn last_line(path: &Path) -> io::Result<Option<End>> {
+fn last_line(path: &Path, key: &PublicKey) -> io::Result<Option<End>> {
     let file = File::open(path)?;
     let len = file.metadata()?.len();
     // Day files are large and many, lines are short: look further back only if need be.
@@ -171,7 +257,7 @@ fn last_line(path: &Path) -> io::Result<Option<End>> {
         let from = len.saturating_sub(window);
         let mut tail = vec![0; usize::try_from(len - from).unwrap_or(0)];
         file.read_exact_at(&mut tail, from)?;
-        let (end, certain) = end_of(&tail);
+        let (end, certain) = end_of(&tail, key);
         if certain || from == 0 || window >= LINE_LIMIT {
             return Ok(end);
         }
@@ -180,18 +266,19 @@ fn last_line(path: &Path) -> io::Result<Option<End>> {
 }
 
 /// The chain's end in the tail of a day file, and whether a longer tail could not change it.
-fn end_of(tail: &[u8]) -> (Option<End>, bool) {
+fn end_of(tail: &[u8], key: &PublicKey) -> (Option<End>, bool) {
     let body = tail.strip_suffix(b"\n").unwrap_or(tail);
     let mut lines = body.rsplit(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     let Some(last) = lines.next() else { return (None, false) };
     let hash = blake3::hash(last).to_hex().to_string();
     if let Ok(line) = serde_json::from_slice::<LedgerLine>(last) {
         // Without its newline the line is complete all the same.
-        return (Some(End { seq: line.seq, hash, torn: None }), true);
+        let forged = signed::verify(key, Domain::LedgerLine, last) == Signature::Wrong;
+        return (Some(End { seq: line.seq, hash, torn: None, forged }), true);
     }
     let before = lines.find_map(|line| serde_json::from_slice::<LedgerLine>(line).ok());
     let certain = before.is_some();
     // The torn line took the place behind the last whole one.
     let seq = before.map_or(0, |line| line.seq.saturating_add(1));
-    (Some(End { seq, hash, torn: Some(last.len() as u64) }), certain)
+    (Some(End { seq, hash, torn: Some(last.len() as u64), forged: false }), certain)
 }
