@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::disk::DiskArgs;
-use crate::drops::DropsArgs;
+use crate::drops::{BareArgs, DropsArgs, FramesArgs};
 use crate::pipeline::PipelineArgs;
 
 /// Stillwire's measuring bench: how many frames a capture program loses, and what each step costs.
@@ -26,4 +26,9 @@ pub(crate) enum Command {
     Pipeline(Box<PipelineArgs>),
     /// What a disk takes, and what the segment writer makes of it
     Disk(Box<DiskArgs>),
+    /// Receive by AF_XDP and discard until interrupted: the subject `bare` of `drops`
+    #[command(hide = true)]
+    Bare(BareArgs),
+    /// Write the frames that a generator of `drops` sends into a capture file
+    Frames(FramesArgs),
 }

@@ -16,6 +16,8 @@ fn main() -> ExitCode {
         Command::Drops(args) => drops::run(&args),
         Command::Pipeline(args) => pipeline::run(&args),
         Command::Disk(args) => disk::run(&args),
+        Command::Bare(args) => drops::run_bare(&args),
+        Command::Frames(args) => drops::write_frames(&args),
     };
     match outcome {
         Ok(code) => code,

@@ -54,7 +54,7 @@ pub fn files(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// Where capinfos finds the file damaged or cut off.
 pub fn capinfos_frames(file: &Path) -> Result<u64> {
-    capinfos(&[file.to_owned()])
+    frames_in(&[file.to_owned()])
 }
 
 /// Frames in all segments of a store as capinfos counts them.
@@ -63,13 +63,16 @@ pub fn capinfos_frames(file: &Path) -> Result<u64> {
 /// Where capinfos finds one of them damaged or cut off.
 pub fn recorded_frames(store: &Path) -> Result<u64> {
     let segments = segments(store)?;
-    if segments.is_empty() { Ok(0) } else { capinfos(&segments) }
+    if segments.is_empty() { Ok(0) } else { frames_in(&segments) }
 }
 
-/// Frames in capture files together.
-fn capinfos(files: &[PathBuf]) -> Result<u64> {
+/// Frames in capture files together as capinfos counts them.
+///
+/// # Errors
+/// Where capinfos is missing, or finds one of them damaged or cut off.
+pub fn frames_in(files: &[PathBuf]) -> Result<u64> {
     // -M: plain numbers, -T -m: a table separated by commas, -r: no header, -c: the count alone.
-    let output = Command::new("capinfos").arg("-MTmrc").args(files).output()?;
+    let output = crate::netns::output(Command::new("capinfos").arg("-MTmrc").args(files))?;
     let told = String::from_utf8_lossy(&output.stderr);
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success() && !told.contains("cut short"), "capinfos: {told}{text}");

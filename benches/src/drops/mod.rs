@@ -1,16 +1,58 @@
 //! `stillwire-bench drops`: frames sent against frames that a foreign reader finds in what the
 //! capture program wrote.
 
+mod args;
+mod bare;
+mod generator;
+mod ladder;
+mod line;
+mod object;
+mod plan;
+mod progress;
+mod rate;
+mod report;
+mod stop;
+mod subject;
+mod traffic;
+mod trial;
+mod usage;
+
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
-use clap::Args;
+use anyhow::Result;
+use jiff::Timestamp;
 
-/// `stillwire-bench drops`
-#[derive(Debug, Args)]
-pub(crate) struct DropsArgs {}
+pub(crate) use args::{BareArgs, DropsArgs, FramesArgs};
+pub(crate) use bare::run as run_bare;
+pub(crate) use traffic::write_frames;
+
+use args::Mode;
+use plan::Plan;
+use progress::Progress;
+use report::Report;
 
 /// Runs the measurement.
-pub(crate) fn run(_args: &DropsArgs) -> Result<ExitCode> {
-    bail!("`drops` is not built yet")
+pub(crate) fn run(args: &DropsArgs) -> Result<ExitCode> {
+    let plan = Plan::new(args)?;
+    stop::listen()?;
+    let begun = Timestamp::now();
+    let progress = Progress::new(Some(ladder::trials(&plan)), plan.quiet);
+    if cfg!(debug_assertions) {
+        progress.say("this is a debug build: the figures of `bare` are worth nothing");
+    }
+    let mut trials = Vec::new();
+    let outcome = match plan.mode {
+        Mode::Ladder => ladder::run(&plan, &progress, &mut trials),
+    };
+    progress.end();
+    // What was measured before something went wrong is worth keeping.
+    let report = Report::new(&plan, begun, trials);
+    if !plan.quiet {
+        report::print(report.lines());
+    }
+    if let Some(path) = &args.json {
+        report.write(path)?;
+    }
+    outcome?;
+    Ok(if stop::asked() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
