@@ -4,13 +4,17 @@ use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use capture_flow::time::{Nanos, NanosDelta};
+use capture_store::key::PublicKey;
 use capture_store::{Store, ledger};
 use clap::{CommandFactory, Parser};
 
-use crate::args::{Cli, Command, CoverageArgs, CoverageFormat, PacketsArgs, SessionsArgs, Where};
+use crate::args::{
+    Cli, Command, CoverageArgs, PacketsArgs, ProveArgs, SessionsArgs, TextOrJson, Where,
+};
 use crate::columns::Order;
 use crate::coverage::{self, Coverage};
 use crate::filter::{self, Expr};
@@ -21,6 +25,7 @@ use crate::row::Row;
 use crate::terminal::Look;
 use crate::text::visible;
 use crate::times::{Clock, Window};
+use crate::verdict::{self, Verdict};
 
 /// Rows of a table on a terminal unless `--limit` says otherwise.
 const SCREENFUL: usize = 1000;
@@ -35,6 +40,8 @@ enum End {
     Done,
     /// It was done, but the answer is not complete; standard error says why.
     Incomplete,
+    /// A verdict, which has a code of its own.
+    Verdict(Verdict),
     /// The command line makes no sense.
     Usage(String),
 }
@@ -53,6 +60,7 @@ pub fn run() -> ExitCode {
     let ended = match cli.command {
         Command::Sessions(args) => sessions(&args, &cli.stores, &clock),
         Command::Packets(args) => packets(&args, &cli.stores, &clock),
+        Command::Prove(args) => prove(&args, &cli.stores, &clock),
         Command::Coverage(args) => coverage(&args, &cli.stores, &clock),
         Command::Completions { shell } => {
             let mut text = Vec::new();
@@ -64,6 +72,7 @@ pub fn run() -> ExitCode {
     match ended {
         Ok(End::Done) => ExitCode::SUCCESS,
         Ok(End::Incomplete) => ExitCode::from(FAILED),
+        Ok(End::Verdict(verdict)) => ExitCode::from(verdict.exit_code()),
         Ok(End::Usage(why)) => {
             complain(&why);
             ExitCode::from(USAGE)
@@ -147,7 +156,7 @@ fn sessions(args: &SessionsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::R
         None => on_screen.then_some(SCREENFUL),
     };
     let stores = query::open(&args.place.stores(before))?;
-    let question = Question { filter, window, possible: args.possible };
+    let question = Question { filter, window, possible: args.possible, doubting: false };
     let mut answer = query::ask(&stores, &question, &order, limit)?;
     let rows: Vec<Row> = answer.found.drain(..).map(|found| found.row).collect();
     let mut out = BufWriter::new(io::stdout().lock());
@@ -235,7 +244,7 @@ fn packets(args: &PacketsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Res
         ));
     }
     let stores = query::open(&args.place.stores(before))?;
-    let question = Question { filter, window, possible: args.possible };
+    let question = Question { filter, window, possible: args.possible, doubting: false };
     let mut answer = query::ask(&stores, &question, &Order::TIME, None)?;
     answer.found.append(&mut packets::unfinished_before(&stores, &question)?);
     if answer.possible > 0 {
@@ -306,6 +315,55 @@ fn packets(args: &PacketsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Res
     Ok(if written.is_complete() { ended } else { End::Incomplete })
 }
 
+fn prove(args: &ProveArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Result<End> {
+    let place = args.place.as_where();
+    let Asked { window, filter } = match asked(&place, &args.filter, clock) {
+        Ok(asked) => asked,
+        Err(why) => return Ok(End::Usage(why)),
+    };
+    let (Some(from), Some(to)) = (window.from, window.to) else {
+        return Ok(End::Usage("a verdict needs a window: --from and --to".to_owned()));
+    };
+    let limit = match args.wait.as_deref().map(patience).transpose() {
+        Ok(limit) => limit,
+        Err(why) => return Ok(End::Usage(format!("--wait: {why}"))),
+    };
+    let key = match args.public_key.as_deref().map(PublicKey::parse) {
+        Some(None) => return Ok(End::Usage("--public-key: 64 hexadecimal digits".to_owned())),
+        key => key.flatten(),
+    };
+    let stores = query::open(&place.stores(before))?;
+    let mut now = clock.now();
+    if let Some(limit) = limit {
+        if !verdict::wait(&stores, to, limit)? {
+            complain("waited in vain: the log is not complete through the window yet");
+        }
+        now = verdict::now();
+    }
+    let question = verdict::Question { filter, text: args.filter.join(" "), from, to };
+    let proof = verdict::prove(&stores, question, key.as_ref(), now)?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    match args.format {
+        TextOrJson::Text => verdict::write_text(&proof, clock, &Look::of_stdout(), &mut out)?,
+        TextOrJson::Json => verdict::write_json(&proof, clock, &mut out)?,
+    }
+    out.flush()?;
+    Ok(End::Verdict(proof.verdict))
+}
+
+/// A length of time on the command line: `90`, `90s`, `2m`, `1h`.
+fn patience(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text.get(digits.len()..) {
+        Some("" | "s") => 1,
+        Some("m") => 60,
+        Some("h") => 3600,
+        _ => return Err(format!("{text:?} is no length of time; for example 90s, 2m or 1h")),
+    };
+    let count: u64 = digits.parse().map_err(|_| format!("{text:?} is no length of time"))?;
+    Ok(Duration::from_secs(count.saturating_mul(unit)))
+}
+
 fn coverage(args: &CoverageArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Result<End> {
     let Asked { window, .. } = match asked(&args.place, &[], clock) {
         Ok(asked) => asked,
@@ -318,10 +376,10 @@ fn coverage(args: &CoverageArgs, before: &[PathBuf], clock: &Clock) -> anyhow::R
         .collect::<anyhow::Result<_>>()?;
     let mut out = BufWriter::new(io::stdout().lock());
     match args.format {
-        CoverageFormat::Text => {
+        TextOrJson::Text => {
             coverage::write_text(&sensors, clock, &Look::of_stdout(), &mut out)?;
         }
-        CoverageFormat::Json => coverage::write_json(&sensors, &mut out)?,
+        TextOrJson::Json => coverage::write_json(&sensors, &mut out)?,
     }
     out.flush()?;
     Ok(End::Done)
@@ -329,8 +387,10 @@ fn coverage(args: &CoverageArgs, before: &[PathBuf], clock: &Clock) -> anyhow::R
 
 fn of_store(store: &Store, window: Window, now: Nanos) -> anyhow::Result<Coverage> {
     // To the ledger's end: what is written later tells about times before.
-    let read = ledger::read(store, window.start(), Nanos::MAX).with_context(|| {
+    let (read, chain) = ledger::read_chained(store, None, window.start(), Nanos::MAX).with_context(|| {
         format!("cannot read the ledger of {}", store.layout().root().display())
     })?;
-    Ok(Coverage::of(&store.identity().sensor, &read.lines, &read.damage, window, now))
+    let mut coverage = Coverage::of(&store.identity().sensor, &read, window, now);
+    coverage.add_chain(&chain);
+    Ok(coverage)
 }

@@ -23,7 +23,7 @@ right. Names are not resolved.
 Times: 2007-02-02T06:25:00Z, '2007-02-02 06:25', 2007-02-02, 06:25, 'yesterday 11:25', -15m, now,
 1170397500.25; in the zone of --tz.
 
-Exit codes: 0 done, 1 failed, 2 usage.";
+Exit codes: 0 done (prove: absent), 1 failed, 2 usage; prove: 3 present, 4 unproven.";
 
 /// Asks a Stillwire sensor's store: which sessions, which packets, and how far to trust the answer
 #[derive(Debug, Parser)]
@@ -47,6 +47,8 @@ pub enum Command {
     Sessions(SessionsArgs),
     /// Get the packets of sessions, in time order
     Packets(PacketsArgs),
+    /// Tell whether a session was there, and prove it where none was
+    Prove(ProveArgs),
     /// Show what the record covers, and where and why it has gaps
     Coverage(CoverageArgs),
     /// Print a completion script for a shell
@@ -149,6 +151,61 @@ pub struct PacketsArgs {
     pub possible: bool,
 }
 
+/// `prove`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillwire prove 'resp host 10.0.0.7 and tcp port 22' --from '2007-02-02 06:00' --to '2007-02-02 07:00'
+  stillwire prove 'host 10.0.0.7' --from -10m --to now --wait
+  stillwire prove 'host 10.0.0.7' --from -1h --to -30m --format json | jq -r .sentence
+
+Verdicts and exit codes:
+  absent    0  no session matches, none could, and the whole window is covered
+  present   3  at least one session matches
+  unproven  4  none certainly matches, but one could have been there: the list says what and when
+  1 and 2 are failures and usage errors. The rules: docs/VERDICT.md.")]
+pub struct ProveArgs {
+    /// Which sessions; \"\" for any
+    #[arg(value_name = "FILTER", required = true)]
+    pub filter: Vec<String>,
+    /// The window
+    #[command(flatten)]
+    pub place: Span,
+    /// How to write it
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub format: TextOrJson,
+    /// Wait until the log of a running sensor is complete through the window, this long at most
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "2m")]
+    pub wait: Option<String>,
+    /// The sensor's public key, from somewhere safe [default: the one that the store names]
+    #[arg(long, value_name = "HEX")]
+    pub public_key: Option<String>,
+}
+
+/// Where to look, and a window with both its ends.
+#[derive(Debug, Args)]
+pub struct Span {
+    /// Store of a sensor; repeat it to ask several at once [default: $STILLWIRE_STORE, else
+    /// ./store]
+    #[arg(short, long = "store", value_name = "DIR")]
+    pub stores: Vec<PathBuf>,
+    /// From this time on
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, required = true)]
+    pub from: String,
+    /// Up to this time; a day means its end
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, required = true)]
+    pub to: String,
+}
+
+impl Span {
+    /// The same as a place with a window that may be open.
+    #[must_use]
+    pub fn as_where(&self) -> Where {
+        let (from, to) = (Some(self.from.clone()), Some(self.to.clone()));
+        Where { stores: self.stores.clone(), from, to }
+    }
+}
+
 /// `coverage`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -164,12 +221,12 @@ pub struct CoverageArgs {
     pub place: Where,
     /// How to write it
     #[arg(short, long, value_enum, default_value = "text")]
-    pub format: CoverageFormat,
+    pub format: TextOrJson,
 }
 
-/// Formats of `coverage`.
+/// Formats of `coverage` and `prove`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CoverageFormat {
+pub enum TextOrJson {
     /// For people
     Text,
     /// One object

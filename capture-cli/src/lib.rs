@@ -2,7 +2,7 @@
 //!
 //! A question is a [`filter`] and a window of [`times`]. [`query`] finds the sessions that answer
 //! it, [`output`] writes them down, [`packets`] gets their frames, and [`coverage`] says how far
-//! the answer can be trusted.
+//! the answer can be trusted. [`verdict`] puts all of it together.
 
 pub mod app;
 pub mod args;
@@ -17,3 +17,4 @@ pub mod row;
 pub mod terminal;
 pub mod text;
 pub mod times;
+pub mod verdict;

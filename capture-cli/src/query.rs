@@ -13,7 +13,7 @@ use capture_store::sessions::{Scan, proto_name};
 use self::collect::Sessions;
 pub(crate) use self::read::Reader;
 use crate::columns::Order;
-use crate::filter::{Clause, Expr, Truth};
+use crate::filter::{Clause, Doubt, Expr, Truth};
 use crate::row::{MAY_HIDE_IP, Row};
 use crate::times::Window;
 
@@ -26,6 +26,21 @@ pub struct Question {
     pub window: Window,
     /// Whether sessions that could match are wanted, too.
     pub possible: bool,
+    /// Whether those count to them whose row the filter rules out and that may have more to them
+    /// than their row says (see [`Row::may_go_on`]), or began another way. A verdict wants them.
+    pub doubting: bool,
+}
+
+impl Question {
+    /// Whether a session matches by this row.
+    #[must_use]
+    pub fn truth(&self, row: &Row) -> Truth {
+        if !self.doubting {
+            return self.filter.matches(row);
+        }
+        let direction = row.protocol != capture_flow::key::Protocol::TCP;
+        self.filter.judge(row, Doubt { direction, goes_on: row.may_go_on() })
+    }
 }
 
 /// A session that answers.
@@ -123,7 +138,7 @@ fn ask_copies(
     let mut matching: HashSet<Box<str>> = HashSet::new();
     for store in copies {
         reader.read(*store, |row| {
-            if question.filter.matches(&row) != Truth::False {
+            if question.truth(&row) != Truth::False {
                 matching.insert(row.uid);
             }
         })?;

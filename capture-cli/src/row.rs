@@ -148,6 +148,12 @@ impl Row {
         self.ip_proto().is_some() && packets == 0 && ports == 0 && self.history.is_empty()
     }
 
+    /// Whether the row may not have all of its session: it was not over, or was written out early.
+    #[must_use]
+    pub fn may_go_on(&self) -> bool {
+        !self.is_final || matches!(&*self.end_reason, "evicted" | "shutdown")
+    }
+
     /// Whether its frames are of [`MAY_HIDE_IP`].
     #[must_use]
     pub fn may_hide_ip(&self) -> bool {

@@ -157,6 +157,14 @@ impl SessionKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowHash(pub u64);
 
+impl FlowHash {
+    /// Under which indexes know the frames that could not be read, or not to their end: those
+    /// that count to no session, and those that carry a tunnel whose inside could not be read.
+    ///
+    /// A session whose own hash is this number (one in 2⁶⁴) has its frames looked at in vain.
+    pub const UNREAD: Self = Self(0);
+}
+
 /// Computes [`FlowHash`]es under one seed.
 ///
 /// The key is laid out as 64-bit words; pairs of words, each mixed with a word of key material,

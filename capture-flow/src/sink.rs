@@ -14,7 +14,8 @@ pub struct Mark(pub u64);
 pub trait Sink {
     /// A recorded frame belongs to this session. Called once per session that counts the frame
     /// (twice where a tunnel's outer and inner session both do); fragments are reported with
-    /// the session they were reassembled into.
+    /// the session they were reassembled into. A frame that could not be read, or not to its end,
+    /// is reported under [`FlowHash::UNREAD`].
     fn touch(&mut self, at: PcapPosition, flow: FlowHash, mark: &mut Mark);
 
     /// A session has news: an interim row or its last one.

@@ -1,15 +1,18 @@
 //! What the ledger says about a window: covered, lossy, or blind.
 
+mod reason;
+mod rings;
 mod rules;
 mod show;
 
 use std::collections::BTreeMap;
 
 use capture_flow::time::Nanos;
-use capture_store::ledger::{Damage, LedgerLine};
+use capture_store::ledger::{Chain, FileProblem, FilesCheck, LedgerRead};
 use serde::Serialize;
 
-pub use show::{write_json, write_text};
+pub use reason::Reason;
+pub use show::{gap_json, write_json, write_short, write_text};
 
 use crate::times::Window;
 
@@ -28,107 +31,8 @@ pub struct Gap {
     pub detail: String,
     /// Whose wire.
     pub sensor: String,
-}
-
-/// Why a part of a window is not covered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reason {
-    /// No sensor ran.
-    NoSensor,
-    /// The sensor was killed or the machine failed, and what it still held in memory is gone.
-    UncleanEnd,
-    /// The log is not complete through it yet; asking again later can tell.
-    NotYet,
-    /// The ledger has no line for it although the run went on.
-    LineMissing,
-    /// A line of the ledger cannot be read.
-    LedgerDamaged,
-    /// A link was down.
-    LinkDown,
-    /// Frames were lost between the program and its socket.
-    RingLoss,
-    /// Frames were lost in the NIC.
-    NicLoss,
-    /// A queue had no socket.
-    NoSocket,
-    /// The XDP program failed on frames.
-    XdpAborted,
-    /// Rows of sessions were lost.
-    RowsLost,
-    /// Packets were counted but could not be kept.
-    PacketsNotWritten,
-    /// The accounts do not balance.
-    Unaccounted,
-    /// The wall clock stepped.
-    ClockStepped,
-    /// A replayed capture ends in the middle of a frame.
-    CaptureCut,
-    /// The session log was removed to keep its budget.
-    SessionsRetired,
-}
-
-impl Reason {
-    /// The name in JSON.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::NoSensor => "no_sensor",
-            Self::UncleanEnd => "unclean_end",
-            Self::NotYet => "not_yet",
-            Self::LineMissing => "line_missing",
-            Self::LedgerDamaged => "ledger_damaged",
-            Self::LinkDown => "link_down",
-            Self::RingLoss => "ring_loss",
-            Self::NicLoss => "nic_loss",
-            Self::NoSocket => "no_socket",
-            Self::XdpAborted => "xdp_aborted",
-            Self::RowsLost => "rows_lost",
-            Self::PacketsNotWritten => "packets_not_written",
-            Self::Unaccounted => "unaccounted",
-            Self::ClockStepped => "clock_stepped",
-            Self::CaptureCut => "capture_cut",
-            Self::SessionsRetired => "sessions_retired",
-        }
-    }
-
-    /// For people.
-    #[must_use]
-    pub const fn explain(self) -> &'static str {
-        match self {
-            Self::NoSensor => "no sensor ran",
-            Self::UncleanEnd => "the sensor ended uncleanly",
-            Self::NotYet => "the log is not complete through this yet",
-            Self::LineMissing => "the ledger has no line for this",
-            Self::LedgerDamaged => "the ledger is damaged here",
-            Self::LinkDown => "the link was down",
-            Self::RingLoss => "frames were lost before the sensor took them",
-            Self::NicLoss => "frames were lost in the NIC",
-            Self::NoSocket => "a queue had no socket",
-            Self::XdpAborted => "the XDP program failed on frames",
-            Self::RowsLost => "session rows were lost",
-            Self::PacketsNotWritten => "packets were counted but not kept",
-            Self::Unaccounted => "the accounts do not balance",
-            Self::ClockStepped => "the wall clock stepped",
-            Self::CaptureCut => "the replayed capture is cut off",
-            Self::SessionsRetired => "the session log was retired by its budget",
-        }
-    }
-
-    /// Whether nothing at all is known of the time, as against something missing from it.
-    #[must_use]
-    pub const fn is_blind(self) -> bool {
-        matches!(
-            self,
-            Self::NoSensor
-                | Self::UncleanEnd
-                | Self::NotYet
-                | Self::LineMissing
-                | Self::LedgerDamaged
-                | Self::LinkDown
-                | Self::SessionsRetired
-        )
-    }
+    /// Whether it concerns the packets alone: the sessions of the time are complete.
+    pub packets_only: bool,
 }
 
 /// Frames of one queue, or of one replayed file, over the window.
@@ -182,24 +86,52 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    /// What a sensor's ledger lines say about a window. `lines` must reach from the window's
-    /// begin to the ledger's end, since what is written later (a recovery, a retirement) tells
-    /// about times before.
+    /// What a sensor's ledger says about a window. `read` must reach from the window's begin to
+    /// the ledger's end, since what is written later (a recovery, a retirement) tells about times
+    /// before.
     #[must_use]
-    pub fn of(
-        sensor: &str,
-        lines: &[LedgerLine],
-        damage: &[Damage],
-        window: Window,
-        now: Nanos,
-    ) -> Self {
-        rules::coverage(sensor, lines, damage, window, now)
+    pub fn of(sensor: &str, read: &LedgerRead, window: Window, now: Nanos) -> Self {
+        rules::coverage(sensor, read, window, now)
+    }
+
+    /// Adds a gap, cut to the window; one outside is dropped.
+    pub fn add(&mut self, span: (Nanos, Nanos), reason: Reason, detail: String) {
+        let Some(window) = self.window else { return };
+        let (from, to) = (span.0.max(window.0), span.1.min(window.1));
+        if from > to {
+            return;
+        }
+        let sensor = self.sensor.clone();
+        let (frames_lost, packets_only) = (0, false);
+        self.gaps.push(Gap { from, to, reason, frames_lost, detail, sensor, packets_only });
+        self.gaps.sort_by_key(|gap| (gap.from, gap.to, gap.reason));
+    }
+
+    /// Adds the times of which nothing is certain because the ledger's chain does not hold.
+    pub fn add_chain(&mut self, chain: &Chain) {
+        for broken in &chain.breaks {
+            let detail = format!("{}: {}", broken.place, broken.why);
+            self.add((broken.from, broken.to), Reason::ChainBroken, detail);
+        }
+    }
+
+    /// Adds the times of sessions whose files are not what the ledger says.
+    pub fn add_files(&mut self, check: &FilesCheck) {
+        for finding in &check.findings {
+            let reason = match finding.problem {
+                FileProblem::Missing => Reason::SessionsMissing,
+                FileProblem::Unreadable(_) => Reason::SessionsUnreadable,
+                _ => Reason::SessionsChanged,
+            };
+            let detail = format!("{}: {}", finding.path, finding.problem);
+            self.add((finding.from, finding.to), reason, detail);
+        }
     }
 
     /// Nanoseconds of the window that no gap touches, and of the whole window.
     #[must_use]
     pub fn covered(&self) -> (u64, u64) {
-        covered(self.window, std::iter::once(self))
+        covered(self.window, self.gaps.iter())
     }
 
     /// Frames lost in all gaps.
@@ -209,15 +141,14 @@ impl Coverage {
     }
 }
 
-/// Nanoseconds of a window that no gap of any sensor touches, and of the window.
-fn covered<'a>(
+/// Nanoseconds of a window that no gap touches, and of the window.
+pub(crate) fn covered<'a>(
     window: Option<(Nanos, Nanos)>,
-    sensors: impl Iterator<Item = &'a Coverage>,
+    gaps: impl Iterator<Item = &'a Gap>,
 ) -> (u64, u64) {
     let Some((from, to)) = window else { return (0, 0) };
     let whole = length(from, to);
-    let mut spans: Vec<_> =
-        sensors.flat_map(|s| &s.gaps).map(|gap| (gap.from.max(from), gap.to.min(to))).collect();
+    let mut spans: Vec<_> = gaps.map(|gap| (gap.from.max(from), gap.to.min(to))).collect();
     spans.sort_unstable();
     let (mut open, mut reached) = (0u64, from);
     for (start, end) in spans {

@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 
 use capture_flow::time::{Nanos, NanosDelta};
-use capture_store::ledger::{Damage, LedgerLine, Nic, Note, imbalances};
+use capture_store::DropReason;
+use capture_store::ledger::{
+    Blind, BlindCause, Damage, Interface, LedgerLine, LedgerRead, Nic, Note, imbalances,
+};
 
+use super::rings::Rings;
 use super::{Coverage, Gap, Kept, Reason, length};
 use crate::times::Window;
 
@@ -12,13 +16,12 @@ use crate::times::Window;
 /// second; a busy machine may be late.
 const ALIVE: NanosDelta = NanosDelta::from_secs(30);
 
-pub(super) fn coverage(
-    sensor: &str,
-    lines: &[LedgerLine],
-    damage: &[Damage],
-    window: Window,
-    now: Nanos,
-) -> Coverage {
+/// How long after its end a line may be written, its counters read meanwhile. What claims more is
+/// another clock: packet time in a replay, or a clock that was stepped.
+const WRITING: NanosDelta = NanosDelta::from_secs(60);
+
+pub(super) fn coverage(sensor: &str, read: &LedgerRead, window: Window, now: Nanos) -> Coverage {
+    let LedgerRead { lines, damage } = read;
     let mut coverage = Coverage { sensor: sensor.to_owned(), ..Coverage::default() };
     let first = lines.iter().map(|line| line.from).min();
     let last = lines.iter().map(|line| line.to).max();
@@ -35,11 +38,14 @@ pub(super) fn coverage(
         if line.overlaps(from, to) {
             coverage.lines += 1;
             count(line, &mut coverage);
-            of_line(line, &mut gaps);
         }
         of_notes(line, &mut gaps, &mut coverage);
     }
-    between_lines(lines, damage, now, &mut gaps);
+    let runs = runs(lines);
+    for run in &runs {
+        of_run(run, &mut gaps);
+    }
+    between_lines(&runs, damage, now, &mut gaps);
     of_damage(damage, &mut gaps);
     coverage.gaps = gaps.joined();
     coverage
@@ -50,28 +56,48 @@ struct Gaps<'a> {
     sensor: &'a str,
     from: Nanos,
     to: Nanos,
-    found: Vec<Gap>,
+    /// Each with what it has in common with those that it may be joined with.
+    found: Vec<(String, Gap)>,
 }
 
 impl Gaps<'_> {
     /// Notes a gap, cut to the window; one outside is dropped.
-    fn add(&mut self, span: (Nanos, Nanos), reason: Reason, frames_lost: u64, detail: String) {
+    fn add(&mut self, span: (Nanos, Nanos), reason: Reason, frames_lost: u64, place: String) {
+        self.add_with(span, reason, frames_lost, place, "", false);
+    }
+
+    /// The same for a gap with more to say about it than where it was.
+    fn add_with(
+        &mut self,
+        span: (Nanos, Nanos),
+        reason: Reason,
+        frames_lost: u64,
+        place: String,
+        more: &str,
+        packets_only: bool,
+    ) {
         let (from, to) = (span.0.max(self.from), span.1.min(self.to));
         if from > to {
             return;
         }
+        let detail = match (place.is_empty(), more.is_empty()) {
+            (_, true) => place.clone(),
+            (true, false) => more.to_owned(),
+            (false, false) => format!("{place}: {more}"),
+        };
         let sensor = self.sensor.to_owned();
-        self.found.push(Gap { from, to, reason, frames_lost, detail, sensor });
+        let gap = Gap { from, to, reason, frames_lost, detail, sensor, packets_only };
+        self.found.push((place, gap));
     }
 
     /// In the order of time, with those that continue each other made one.
     fn joined(self) -> Vec<Gap> {
-        let mut open: BTreeMap<(Reason, String), Gap> = BTreeMap::new();
+        let mut open: BTreeMap<(Reason, bool, String), Gap> = BTreeMap::new();
         let mut done = Vec::new();
         let mut found = self.found;
-        found.sort_by_key(|gap| (gap.from, gap.to));
-        for gap in found {
-            let key = (gap.reason, gap.detail.clone());
+        found.sort_by_key(|(_, gap)| (gap.from, gap.to));
+        for (place, gap) in found {
+            let key = (gap.reason, gap.packets_only, place);
             match open.get_mut(&key) {
                 Some(before) if gap.from <= before.to => {
                     before.to = before.to.max(gap.to);
@@ -86,54 +112,124 @@ impl Gaps<'_> {
     }
 }
 
-/// What a line itself says was missed in its interval.
-fn of_line(line: &LedgerLine, gaps: &mut Gaps<'_>) {
-    let span = (line.from, line.to);
-    for interface in &line.interfaces {
-        let name = &interface.name;
-        if !interface.link.up || interface.link.down_ns > 0 || interface.link.changes > 0 {
-            gaps.add(span, Reason::LinkDown, 0, name.clone());
+/// When a line's counters had been read: what it counted happened no later.
+fn read_by(line: &LedgerLine) -> Nanos {
+    let written = line.written_at;
+    let plausible = line.mode == "capture" && written - line.to < WRITING;
+    if plausible { written.max(line.to) } else { line.to }
+}
+
+/// What the lines of a run say was missed in their intervals.
+fn of_run(run: &Run<'_>, gaps: &mut Gaps<'_>) {
+    let mut rings = Rings::default();
+    for line in &run.lines {
+        let span = (line.from, read_by(line));
+        for interface in &line.interfaces {
+            let name = interface.name.as_str();
+            for queue in &interface.queues {
+                if let Some(loss) = rings.loss(name, queue, (line.from, line.to)) {
+                    let place = format!("{name} queue {}", queue.queue);
+                    gaps.add((loss.since, span.1), Reason::RingLoss, loss.frames, place);
+                }
+            }
+            of_interface(line, interface, span, gaps);
         }
-        if let Some(lost) = interface.nic.as_ref().map(Nic::lost).filter(|lost| *lost > 0) {
-            gaps.add(span, Reason::NicLoss, lost, name.clone());
+        for blind in &line.blind {
+            let more = blind.detail.as_str();
+            gaps.add_with(
+                (blind.from, blind.to),
+                blind.cause.into(),
+                0,
+                place_of(blind),
+                more,
+                false,
+            );
         }
-        for queue in &interface.queues {
-            let place = format!("{name} queue {}", queue.queue);
-            if queue.ring_losses > 0 {
-                gaps.add(span, Reason::RingLoss, queue.ring_losses, place.clone());
-            }
-            if queue.xdp.no_socket > 0 || queue.worker.is_none() {
-                gaps.add(span, Reason::NoSocket, queue.xdp.no_socket, place.clone());
-            }
-            if queue.xdp.aborted > 0 {
-                gaps.add(span, Reason::XdpAborted, queue.xdp.aborted, place);
-            }
+        of_workers(line, span, gaps);
+        if let Some(clock) = line.clock.as_ref().filter(|clock| clock.stepped_ns != 0) {
+            let by = crate::times::length(clock.stepped_ns as f64 / 1e9);
+            // A clock that was set back shows some time twice.
+            let from = line.from.min(line.to + NanosDelta(clock.stepped_ns));
+            gaps.add((from, span.1), Reason::ClockStepped, 0, format!("by {by}"));
+        }
+        for file in line.files.iter().filter(|file| file.cut) {
+            gaps.add((line.to, line.to), Reason::CaptureCut, 0, file.name.clone());
+        }
+        for wrong in imbalances(line) {
+            let missing = wrong.left.abs_diff(wrong.right);
+            let account = format!("{}: {}", wrong.account, wrong.equation);
+            gaps.add(span, Reason::Unaccounted, missing, account);
         }
     }
-    for worker in &line.workers {
-        for (reason, frames) in worker.dropped.iter().filter(|(_, frames)| **frames > 0) {
-            let why = reason.explain().to_owned();
-            gaps.add(span, Reason::PacketsNotWritten, *frames, why);
+}
+
+fn of_interface(
+    line: &LedgerLine,
+    interface: &Interface,
+    span: (Nanos, Nanos),
+    gaps: &mut Gaps<'_>,
+) {
+    let name = &interface.name;
+    let link = &interface.link;
+    // Where the sensor says from when to when, that is better than the whole line.
+    let told = line.blind.iter().any(|blind| {
+        matches!(blind.cause, BlindCause::LinkDown | BlindCause::InterfaceGone)
+            && blind.iface.as_ref().is_none_or(|iface| iface == name)
+    });
+    if !told && (!link.up || link.down_ns > 0 || link.changes > 0) {
+        gaps.add((line.from, line.to), Reason::LinkDown, 0, name.clone());
+    }
+    if let Some(lost) = interface.nic.as_ref().map(Nic::lost).filter(|lost| *lost > 0) {
+        gaps.add(span, Reason::NicLoss, lost, name.clone());
+    }
+    for queue in &interface.queues {
+        let place = || format!("{name} queue {}", queue.queue);
+        let xdp = &queue.xdp;
+        if xdp.no_socket > 0 || queue.worker.is_none() {
+            gaps.add(span, Reason::NoSocket, xdp.no_socket, place());
         }
+        if xdp.aborted > 0 {
+            gaps.add(span, Reason::XdpAborted, xdp.aborted, place());
+        }
+        if xdp.passed > 0 {
+            gaps.add(span, Reason::ExcludedByPolicy, xdp.passed, place());
+        }
+    }
+}
+
+/// Where a cause is.
+fn place_of(blind: &Blind) -> String {
+    let mut place = blind.iface.clone().unwrap_or_default();
+    let mut add = |what: &str, number: Option<u32>| {
+        if let Some(number) = number {
+            let space = if place.is_empty() { "" } else { " " };
+            place = format!("{place}{space}{what} {number}");
+        }
+    };
+    add("queue", blind.queue);
+    add("worker", blind.worker.map(u32::from));
+    place
+}
+
+fn of_workers(line: &LedgerLine, span: (Nanos, Nanos), gaps: &mut Gaps<'_>) {
+    for worker in &line.workers {
+        let unread = worker.undecodable.values().any(|frames| *frames > 0);
+        for (reason, frames) in worker.dropped.iter().filter(|(_, frames)| **frames > 0) {
+            // A frame that was decoded is in its session although no segment has it. One that was
+            // not is nowhere; and what fails on the disk under the segments may fail on the
+            // session log beside them.
+            let only = matches!(reason, DropReason::NoSegment | DropReason::TooLarge) && !unread;
+            let why = reason.explain().to_owned();
+            gaps.add_with(span, Reason::PacketsNotWritten, *frames, why, "", only);
+        }
+    }
+    let evicted = line.workers.iter().fold(0_u64, |sum, w| sum.saturating_add(w.evicted));
+    if evicted > 0 {
+        let more = format!("{evicted} sessions or more were written out early");
+        gaps.add_with(span, Reason::TableOverflow, 0, String::new(), &more, false);
     }
     for (reason, rows) in line.rows.lost.iter().filter(|(_, rows)| **rows > 0) {
         gaps.add(span, Reason::RowsLost, 0, format!("{rows} by {}", reason.as_str()));
-    }
-    if let Some(clock) = line.clock.as_ref().filter(|clock| clock.stepped_ns != 0) {
-        let by = crate::times::length(clock.stepped_ns as f64 / 1e9);
-        gaps.add(span, Reason::ClockStepped, 0, format!("by {by}"));
-    }
-    for file in line.files.iter().filter(|file| file.cut) {
-        gaps.add((line.to, line.to), Reason::CaptureCut, 0, file.name.clone());
-    }
-    for wrong in imbalances(line) {
-        let missing = wrong.left.abs_diff(wrong.right);
-        gaps.add(
-            span,
-            Reason::Unaccounted,
-            missing,
-            format!("{}: {}", wrong.account, wrong.equation),
-        );
     }
 }
 
@@ -198,10 +294,9 @@ fn runs(lines: &[LedgerLine]) -> Vec<Run<'_>> {
 }
 
 /// The time that no line speaks of, and the ends of runs.
-fn between_lines(lines: &[LedgerLine], damage: &[Damage], now: Nanos, gaps: &mut Gaps<'_>) {
-    let runs = runs(lines);
+fn between_lines(runs: &[Run<'_>], damage: &[Damage], now: Nanos, gaps: &mut Gaps<'_>) {
     // Missing lines within a run: the intervals are numbered and join end to begin.
-    for run in &runs {
+    for run in runs {
         for pair in run.lines.windows(2) {
             let [before, after] = pair else { continue };
             if after.from > before.to || after.interval > before.interval.saturating_add(1) {
@@ -213,7 +308,7 @@ fn between_lines(lines: &[LedgerLine], damage: &[Damage], now: Nanos, gaps: &mut
     let newest = runs.iter().map(|run| run.to).max();
     let mut reached = gaps.from;
     let mut died: Option<Nanos> = None;
-    for run in &runs {
+    for run in runs {
         if run.from > reached {
             idle((reached, run.from), died, gaps);
         }
@@ -261,7 +356,7 @@ fn place(damage: &Damage) -> String {
 /// file is a line being written.
 fn of_damage(damage: &[Damage], gaps: &mut Gaps<'_>) {
     for damage in damage.iter().filter(|damage| !damage.torn_end) {
-        let holes = gaps.found.iter().any(|gap| {
+        let holes = gaps.found.iter().any(|(_, gap)| {
             gap.reason == Reason::LedgerDamaged
                 || (gap.reason.is_blind() && length(gap.from, gap.to) > 0)
         });

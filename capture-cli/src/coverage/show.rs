@@ -19,7 +19,7 @@ const LISTED: usize = 40;
 /// Those of the output.
 pub fn write_json(sensors: &[Coverage], out: &mut impl Write) -> io::Result<()> {
     let window = whole_window(sensors);
-    let (covered_ns, window_ns) = covered(window, sensors.iter());
+    let (covered_ns, window_ns) = covered(window, sensors.iter().flat_map(|sensor| &sensor.gaps));
     let mut gaps: Vec<&Gap> = sensors.iter().flat_map(|sensor| &sensor.gaps).collect();
     gaps.sort_by_key(|gap| (gap.from, gap.to));
     let object = json!({
@@ -39,7 +39,9 @@ fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
-fn gap_json(gap: &Gap) -> Value {
+/// A gap as an object.
+#[must_use]
+pub fn gap_json(gap: &Gap) -> Value {
     json!({
         "from": rfc3339(gap.from),
         "to": rfc3339(gap.to),
@@ -47,6 +49,7 @@ fn gap_json(gap: &Gap) -> Value {
         "frames_lost": gap.frames_lost,
         "detail": gap.detail,
         "sensor": gap.sensor,
+        "packets_only": gap.packets_only,
     })
 }
 
@@ -94,29 +97,30 @@ pub fn write_text(
     Ok(())
 }
 
+/// The strip of one sensor and its gaps, without the totals.
+///
+/// # Errors
+/// Those of the output.
+pub fn write_short(
+    sensor: &Coverage,
+    clock: &Clock,
+    look: &Look,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let name = visible(&sensor.sensor);
+    let Some((from, to)) = sensor.window else {
+        return writeln!(out, "{name}: the ledger is empty; no sensor has run");
+    };
+    heading(sensor, from, to, clock, look, out)?;
+    gaps(sensor, clock, look, out)
+}
+
 fn one(sensor: &Coverage, clock: &Clock, look: &Look, out: &mut impl Write) -> io::Result<()> {
     let name = visible(&sensor.sensor);
     let Some((from, to)) = sensor.window else {
         return writeln!(out, "{name}: the ledger is empty; no sensor has run");
     };
-    let (covered_ns, window_ns) = sensor.covered();
-    writeln!(
-        out,
-        "{}  {} to {}",
-        look.paint(Paint::Heading, &name),
-        clock.long(from),
-        clock.long(to)
-    )?;
-    strip(sensor, from, to, look, out)?;
-    let paint = if covered_ns == window_ns { Paint::Good } else { Paint::Warn };
-    let summary = format!(
-        "{} covered: {} of {}",
-        percent(covered_ns, window_ns),
-        lasting(seconds(covered_ns)),
-        lasting(seconds(window_ns))
-    );
-    write!(out, "{}", look.paint(paint, summary))?;
-    writeln!(out, ", {}", frames_lost(sensor.frames_lost()))?;
+    heading(sensor, from, to, clock, look, out)?;
     gaps(sensor, clock, look, out)?;
     totals(sensor, look, out)?;
     if let Some(at) = sensor.packets_retired_through {
@@ -126,6 +130,31 @@ fn one(sensor: &Coverage, clock: &Clock, look: &Look, out: &mut impl Write) -> i
         writeln!(out, "the session log is complete through {}", clock.long(at))?;
     }
     Ok(())
+}
+
+/// Who, when, the strip, and how much of it is covered.
+fn heading(
+    sensor: &Coverage,
+    from: Nanos,
+    to: Nanos,
+    clock: &Clock,
+    look: &Look,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let (covered_ns, window_ns) = sensor.covered();
+    let name = visible(&sensor.sensor);
+    let name = look.paint(Paint::Heading, &name);
+    writeln!(out, "{name}  {} to {}", clock.long(from), clock.long(to))?;
+    strip(sensor, from, to, look, out)?;
+    let paint = if covered_ns == window_ns { Paint::Good } else { Paint::Warn };
+    let summary = format!(
+        "{} covered: {} of {}",
+        percent(covered_ns, window_ns),
+        lasting(seconds(covered_ns)),
+        lasting(seconds(window_ns))
+    );
+    write!(out, "{}", look.paint(paint, summary))?;
+    writeln!(out, ", {}", frames_lost(sensor.frames_lost()))
 }
 
 /// Rounded down: only a window without any gap is 100 % covered.

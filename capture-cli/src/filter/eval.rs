@@ -50,7 +50,7 @@ impl Truth {
 
     /// The same in every case, or maybe.
     #[must_use]
-    fn agree(self, other: Self) -> Self {
+    pub(crate) fn agree(self, other: Self) -> Self {
         if self == other { self } else { Self::Maybe }
     }
 }
@@ -72,31 +72,55 @@ impl From<bool> for Truth {
     }
 }
 
+/// What a row is not trusted in, beyond what it says of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Doubt {
+    /// Which end began the session.
+    pub direction: bool,
+    /// Whether the row has all of the session: it may go on, or may have gone on where nobody
+    /// saw it.
+    pub goes_on: bool,
+}
+
+/// Something that tests can be asked of.
+pub(crate) trait Subject {
+    /// Whether it passes one test.
+    fn test(&self, test: &Test) -> Truth;
+}
+
 impl Expr {
     /// Whether the session matches.
     #[must_use]
     pub fn matches(&self, row: &Row) -> Truth {
-        let as_logged = View { row, orig: &row.orig, resp: &row.resp };
+        self.judge(row, Doubt::default())
+    }
+
+    /// Whether the session matches, doubting the row.
+    #[must_use]
+    pub fn judge(&self, row: &Row, doubt: Doubt) -> Truth {
+        let goes_on = doubt.goes_on;
+        let as_logged = View { row, orig: &row.orig, resp: &row.resp, goes_on };
         let truth = self.eval(&as_logged);
-        if row.direction_certain {
+        if row.direction_certain && !doubt.direction {
             return truth;
         }
-        let swapped = View { row, orig: &row.resp, resp: &row.orig };
+        let swapped = View { row, orig: &row.resp, resp: &row.orig, goes_on };
         truth.agree(self.eval(&swapped))
     }
 
-    fn eval(&self, view: &View<'_>) -> Truth {
+    /// The answer of one subject.
+    pub(crate) fn eval(&self, subject: &impl Subject) -> Truth {
         match self {
             Self::And(parts) => parts.iter().fold(Truth::True, |truth, part| match truth {
                 Truth::False => truth,
-                _ => truth.and(part.eval(view)),
+                _ => truth.and(part.eval(subject)),
             }),
             Self::Or(parts) => parts.iter().fold(Truth::False, |truth, part| match truth {
                 Truth::True => truth,
-                _ => truth.or(part.eval(view)),
+                _ => truth.or(part.eval(subject)),
             }),
-            Self::Not(inner) => !inner.eval(view),
-            Self::Test(test) => view.test(test),
+            Self::Not(inner) => !inner.eval(subject),
+            Self::Test(test) => subject.test(test),
         }
     }
 }
@@ -106,9 +130,10 @@ struct View<'a> {
     row: &'a Row,
     orig: &'a RowEnd,
     resp: &'a RowEnd,
+    goes_on: bool,
 }
 
-impl View<'_> {
+impl Subject for View<'_> {
     fn test(&self, test: &Test) -> Truth {
         match test {
             Test::Net(end, net) => self.ends(*end, |side| self.address(side, net)),
@@ -129,13 +154,18 @@ impl View<'_> {
             {
                 Truth::Maybe
             }
+            Test::State(_) if self.goes_on => Truth::Maybe,
             Test::State(state) => (*self.row.conn_state == *state.as_str()).into(),
             Test::Service(service) => self.service(*service),
             Test::Count(count, end, cmp, value) => self.count(*count, *end, *cmp, *value),
             Test::Duration(cmp, nanos) => {
                 // Zeek leaves a duration of no time unset.
-                let seconds = self.row.duration.unwrap_or(0.0);
-                cmp.holds((seconds * 1e9).round(), *nanos as f64).into()
+                let so_far = (self.row.duration.unwrap_or(0.0) * 1e9).round();
+                let wanted = *nanos as f64;
+                if self.goes_on {
+                    return in_range(*cmp, so_far, f64::INFINITY, wanted);
+                }
+                cmp.holds(so_far, wanted).into()
             }
             Test::Text(column, wanted) => match column {
                 TextColumn::Uid => *self.row.uid == **wanted,
@@ -145,7 +175,9 @@ impl View<'_> {
             .into(),
         }
     }
+}
 
+impl View<'_> {
     fn ends(&self, end: End, test: impl Fn(&RowEnd) -> Truth) -> Truth {
         match end {
             End::Any => test(self.orig).or(test(self.resp)),
@@ -207,7 +239,9 @@ impl View<'_> {
     fn service(&self, wanted: Service) -> Truth {
         match &self.row.service {
             // Several may be listed, as Zeek does.
-            Some(service) => service.split(',').any(|one| one == wanted.as_str()).into(),
+            Some(service) if service.split(',').any(|one| one == wanted.as_str()) => Truth::True,
+            _ if self.goes_on && self.row.has_ports() => Truth::Maybe,
+            Some(_) => Truth::False,
             None if self.row.may_hide_ip() => Truth::Maybe,
             None if self.row.has_ports() && self.row.is_fragments_only() => Truth::Maybe,
             None if !self.row.has_ports() || self.no_payload() => Truth::False,
@@ -256,16 +290,21 @@ impl View<'_> {
             Count::Bytes => self.bytes(end),
             Count::Pkts => self.sum(end, |side| (side.pkts, side.pkts)),
         };
-        if least == most {
-            return cmp.holds(least, value).into();
-        }
-        // Over a range an ordering is settled by its ends; equality only by falling outside.
-        match cmp {
-            Cmp::Eq | Cmp::Ne if (least..=most).contains(&value) => Truth::Maybe,
-            Cmp::Eq => Truth::False,
-            Cmp::Ne => Truth::True,
-            _ => Truth::from(cmp.holds(least, value)).agree(cmp.holds(most, value).into()),
-        }
+        in_range(cmp, least, if self.goes_on { u64::MAX } else { most }, value)
+    }
+}
+
+/// Whether a number compares so that is known to lie between two.
+fn in_range<T: PartialOrd + Copy>(cmp: Cmp, least: T, most: T, value: T) -> Truth {
+    if least == most {
+        return cmp.holds(least, value).into();
+    }
+    // Over a range an ordering is settled by its ends; equality only by falling outside.
+    match cmp {
+        Cmp::Eq | Cmp::Ne if least <= value && value <= most => Truth::Maybe,
+        Cmp::Eq => Truth::False,
+        Cmp::Ne => Truth::True,
+        _ => Truth::from(cmp.holds(least, value)).agree(cmp.holds(most, value).into()),
     }
 }
 

@@ -13,7 +13,8 @@ mod value;
 
 pub use ast::{Cmp, Count, End, Expr, Locality, Net, Test, TextColumn};
 pub use error::FilterError;
-pub use eval::Truth;
+pub(crate) use eval::Subject;
+pub use eval::{Doubt, Truth};
 pub use parse::{Parsed, parse};
 pub use pushdown::Clause;
 pub use value::is_uid;

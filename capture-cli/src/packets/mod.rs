@@ -254,6 +254,21 @@ impl Scanner<'_> {
     }
 }
 
+/// Reads a whole segment for the frames that count to no session, or carry a tunnel whose inside
+/// counts to none.
+///
+/// # Errors
+/// The segment cannot be read to its end.
+pub(crate) fn scan_segment(
+    segment: &SegmentRef,
+    committed: u64,
+    seed: u64,
+    mut found: impl FnMut(capture_flow::frame::PcapPosition),
+) -> anyhow::Result<()> {
+    let reader = SegmentReader::open(&segment.pcap_path(), committed)?;
+    scan::scan(segment, &reader, seed, false, |flow| flow == FlowHash::UNREAD, |at, _| found(at))
+}
+
 impl Selection {
     /// Reads the times of the frames and keeps those within a session. `counted` gets the row of
     /// each, and its time.

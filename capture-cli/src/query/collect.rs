@@ -61,7 +61,7 @@ impl<'a> Sessions<'a> {
 
     /// Takes a row of a store.
     pub(super) fn offer(&mut self, store: usize, row: Row) {
-        let truth = match self.question.filter.matches(&row) {
+        let truth = match self.question.truth(&row) {
             // The log is asked for a window, but a batch may hold more.
             _ if !self.question.window.overlaps(row.ts, row.last_ts) => Truth::False,
             truth => truth,

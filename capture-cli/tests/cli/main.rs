@@ -2,5 +2,6 @@
 
 mod coverage;
 mod packets;
+mod prove;
 mod sessions;
 mod support;

@@ -17,6 +17,7 @@ mod ip6;
 mod link;
 pub(crate) mod transport;
 mod undecodable;
+mod unread;
 pub(crate) mod walk;
 mod wireless;
 
@@ -24,6 +25,7 @@ mod wireless;
 mod tests;
 
 pub use undecodable::Undecodable;
+pub use unread::{Unread, UnreadIp, UnreadReason, unread};
 
 use walk::{Found, Step, Walk};
 

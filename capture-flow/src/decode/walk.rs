@@ -1,6 +1,7 @@
 //! The full decoder: from header to header until a packet is counted or nothing can be.
 
 use super::undecodable::Undecodable;
+use super::unread::{Unread, UnreadIp, UnreadReason, glimpse};
 use super::{Counted, HeldFrame, InnerStats, PacketVisitor, ip, link, wireless};
 use crate::fragment::FragmentTable;
 use crate::frame::{Frame, LinkType};
@@ -73,6 +74,10 @@ pub(super) struct Walk<'w, V> {
     pub(super) earlier: Vec<HeldFrame>,
     /// What this frame is if it turns out to be a fragment.
     held: HeldFrame,
+    /// What could not be read, where somebody asks for that; the table does not.
+    pub(super) unread: Option<Vec<Unread>>,
+    /// The IP header of what could not be read.
+    unread_ip: Option<UnreadIp>,
 }
 
 impl<'w, V: PacketVisitor> Walk<'w, V> {
@@ -103,6 +108,8 @@ impl<'w, V: PacketVisitor> Walk<'w, V> {
                 owns_frame: true,
                 inconsistent: false,
             },
+            unread: None,
+            unread_ip: None,
         }
     }
 
@@ -120,7 +127,13 @@ impl<'w, V: PacketVisitor> Walk<'w, V> {
                 Step::Ppp(protocol, bytes) => link::ppp(protocol, bytes)?,
                 Step::Wireless(bytes) => wireless::header(&mut self.link, bytes)?,
                 Step::Subframes(bytes) => return self.subframes(bytes),
-                Step::Ip(bytes) => return ip::packet(self, bytes),
+                Step::Ip(bytes) => {
+                    let found = ip::packet(self, bytes);
+                    if found.is_err() && self.unread.is_some() {
+                        self.unread_ip = glimpse(bytes);
+                    }
+                    return found;
+                }
                 Step::NoIp if self.tunnels > 0 => return Ok(Found::Nothing),
                 Step::NoIp => {
                     self.count(Net::None, &[]);
@@ -154,6 +167,7 @@ impl<'w, V: PacketVisitor> Walk<'w, V> {
     pub(super) fn enter(&mut self, step: Step<'_>, missing: usize, is_gtp: bool) -> Found {
         if self.tunnels >= MAX_TUNNELS {
             self.inner.too_deep += 1;
+            self.note_unread(UnreadReason::TooManyTunnels);
             return Found::Nothing;
         }
         let link = std::mem::take(&mut self.link);
@@ -161,6 +175,9 @@ impl<'w, V: PacketVisitor> Walk<'w, V> {
         let in_gtp = std::mem::replace(&mut self.in_gtp, is_gtp);
         self.tunnels += 1;
         let found = self.walk(step);
+        if let Err(reason) = found {
+            self.note_unread(UnreadReason::Inner(reason));
+        }
         self.tunnels -= 1;
         self.in_gtp = in_gtp;
         self.missing = missing;
@@ -169,6 +186,16 @@ impl<'w, V: PacketVisitor> Walk<'w, V> {
             self.inner.undecodable += 1;
             Found::Nothing
         })
+    }
+
+    /// Notes what could not be read here, for whoever asks.
+    #[cold]
+    pub(super) fn note_unread(&mut self, reason: UnreadReason) {
+        let ip = self.unread_ip.take();
+        let link = if reason == UnreadReason::TooManyTunnels { Link::default() } else { self.link };
+        if let Some(unread) = &mut self.unread {
+            unread.push(Unread { reason, link, ip });
+        }
     }
 
     /// The frame as a fragment.

@@ -18,9 +18,10 @@ use std::hint::black_box;
 use crate::config::{ConfigError, FlowConfig};
 use crate::decode::{Counted, Decoded, Decoder, HeldFrame, IncompleteDatagram, PacketVisitor};
 use crate::frame::Frame;
+use crate::key::FlowHash;
 use crate::packet::Packet;
 use crate::record::Uid;
-use crate::sink::Sink;
+use crate::sink::{Mark, Sink};
 use crate::stats::FlowStats;
 use crate::time::Nanos;
 
@@ -40,6 +41,8 @@ const MAX_PARENTS: usize = 16;
 pub struct SessionTable {
     decoder: Decoder,
     core: Core,
+    /// Where the recorder keeps the number of [`FlowHash::UNREAD`].
+    unread: Mark,
 }
 
 impl SessionTable {
@@ -49,7 +52,8 @@ impl SessionTable {
     /// A field of the configuration that cannot be used.
     pub fn new(config: FlowConfig) -> Result<Self, ConfigError> {
         config.validate()?;
-        Ok(Self { decoder: Decoder::new(&config), core: Core::new(config)? })
+        let decoder = Decoder::new(&config);
+        Ok(Self { decoder, core: Core::new(config)?, unread: Mark::default() })
     }
 
     /// Bytes that one session takes, its share of the index included.
@@ -89,24 +93,33 @@ impl SessionTable {
     }
 
     fn decode(&mut self, frame: &Frame<'_>, sink: &mut impl Sink) {
-        let Self { decoder, core } = self;
+        let Self { decoder, core, unread } = self;
         core.count_frame(frame);
+        let before = *decoder.inner_stats();
         let mut visitor = Visitor::new(core, Origin::of(frame), sink);
         decoder.advance(frame.ts, &mut visitor);
+        let mut is_unread = false;
         match decoder.decode(frame, &mut visitor) {
             Ok(Decoded::Counted) => {}
             Ok(Decoded::Held) => core.stats.held += 1,
             Err(reason) => {
+                is_unread = true;
                 if let Some(count) = core.stats.undecodable.get_mut(reason.index()) {
                     *count += 1;
                 }
             }
         }
+        // Who asks what was on the wire must be shown the frames of which nobody can tell.
+        if (is_unread || *decoder.inner_stats() != before)
+            && let Some(at) = frame.at
+        {
+            sink.touch(at, FlowHash::UNREAD, unread);
+        }
     }
 
     /// Moves the timers while the wire is quiet. `now` is the engine's clock.
     pub fn advance(&mut self, now: Nanos, sink: &mut impl Sink) {
-        let Self { decoder, core } = self;
+        let Self { decoder, core, .. } = self;
         let origin = Origin::nowhere(now);
         decoder.advance(now, &mut Visitor::new(core, origin, sink));
         core.tick(now, sink);
@@ -115,7 +128,7 @@ impl SessionTable {
 
     /// Writes every session out: the run is over.
     pub fn finish(&mut self, now: Nanos, sink: &mut impl Sink) {
-        let Self { decoder, core } = self;
+        let Self { decoder, core, .. } = self;
         let origin = Origin::nowhere(now);
         decoder.finish(&mut Visitor::new(core, origin, sink));
         core.finish(now, sink);
