@@ -387,9 +387,10 @@ fn coverage(args: &CoverageArgs, before: &[PathBuf], clock: &Clock) -> anyhow::R
 
 fn of_store(store: &Store, window: Window, now: Nanos) -> anyhow::Result<Coverage> {
     // To the ledger's end: what is written later tells about times before.
-    let (read, chain) = ledger::read_chained(store, None, window.start(), Nanos::MAX).with_context(|| {
-        format!("cannot read the ledger of {}", store.layout().root().display())
-    })?;
+    let (read, chain) = ledger::read_chained(store, None, window.start(), Nanos::MAX)
+        .with_context(|| {
+            format!("cannot read the ledger of {}", store.layout().root().display())
+        })?;
     let mut coverage = Coverage::of(&store.identity().sensor, &read, window, now);
     coverage.add_chain(&chain);
     Ok(coverage)
