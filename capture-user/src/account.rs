@@ -126,6 +126,19 @@ pub struct WorkerCounts {
     pub complete_through: Nanos,
 }
 
+impl SourceCounts {
+    /// These counts and another's.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        Self {
+            frames: self.frames.saturating_add(other.frames),
+            wire_bytes: self.wire_bytes.saturating_add(other.wire_bytes),
+            last_ts: self.last_ts.max(other.last_ts),
+            own: self.own.after(&other.own),
+        }
+    }
+}
+
 impl WorkerCounts {
     /// Frames in no segment, whatever the reason.
     #[must_use]
@@ -207,7 +220,7 @@ pub struct Progress<'a> {
 }
 
 impl WorkerCounters {
-    /// Counters of a worker with so many sources.
+    /// Counters of a worker with places for so many sources.
     #[must_use]
     pub fn new(sources: usize) -> Self {
         let sources = (0..sources).map(|_| SharedSource::default()).collect();
@@ -262,6 +275,19 @@ impl WorkerCounters {
         // Release: who sees this version sees all of the above, and every row in the hand-off
         // that was put there before.
         self.version.store(version.wrapping_add(2), Ordering::Release);
+    }
+
+    /// How many sources there are places for.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.sources.len()
+    }
+
+    /// Changes whenever the worker publishes: its heartbeat, at least every
+    /// [`IDLE`](crate::live::IDLE).
+    #[must_use]
+    pub fn beat(&self) -> u64 {
+        self.version.load(Ordering::Relaxed)
     }
 
     /// The counters as they were after one batch.
@@ -334,8 +360,10 @@ pub struct RingReading {
     pub steered_before: u64,
     /// Frames that the worker had received.
     pub received: u64,
-    /// Frames that the socket says it lost.
-    pub lost: u64,
+    /// Frames that sockets say they lost.
+    pub reported: u64,
+    /// Frames that had been found to be lost before: what was once lost stays lost.
+    pub lost_before: u64,
     /// Frames steered to the socket, read last.
     pub steered: u64,
     /// Frames that rings and the worker's batch can hold.
@@ -356,22 +384,49 @@ pub struct RingBalance {
     pub surplus: u64,
 }
 
+/// A queue's totals when its socket was closed. What had been steered by then is received or
+/// lost: it lies in no ring any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClosedRing {
+    steered: u64,
+    received: u64,
+    /// What sockets had reported as lost.
+    reported: u64,
+}
+
+impl ClosedRing {
+    /// Closes the books: so many frames were steered to the queue's sockets, and this is what
+    /// workers took from them.
+    #[must_use]
+    pub fn at(steered: u64, taken: &SourceCounts) -> Self {
+        Self { steered, received: taken.frames, reported: taken.own.lost() }
+    }
+
+    fn lost(&self) -> u64 {
+        self.steered.saturating_sub(self.received)
+    }
+}
+
 impl RingReading {
     /// Weighs the reading. While traffic runs, frames in flight are taken for whole as long as
     /// the rings can hold them; `at_rest` (XDP detached, rings drained) nothing is in flight and
-    /// every missing frame is lost.
+    /// every missing frame is lost. So is what was missing when the last socket was closed.
     #[must_use]
-    pub fn balance(&self, at_rest: bool) -> RingBalance {
-        let known = self.received.saturating_add(self.lost);
-        let between = self.steered.saturating_sub(known);
+    pub fn balance(&self, closed: &ClosedRing, at_rest: bool) -> RingBalance {
+        let steered = self.steered.saturating_sub(closed.steered);
+        let received = self.received.saturating_sub(closed.received);
+        let reported = self.reported.saturating_sub(closed.reported);
+        let lost = reported.max(self.lost_before.saturating_sub(closed.lost()));
+        let known = received.saturating_add(lost);
+        let between = steered.saturating_sub(known);
         let meanwhile = self.steered.saturating_sub(self.steered_before);
         let room = if at_rest { 0 } else { self.capacity.saturating_add(meanwhile) };
         let unexplained = between.saturating_sub(room);
         RingBalance {
             in_ring: between.saturating_sub(unexplained),
-            lost: self.lost.saturating_add(unexplained),
+            lost: closed.lost().saturating_add(lost).saturating_add(unexplained),
             unexplained,
-            surplus: known.saturating_sub(self.steered),
+            surplus: known.saturating_sub(steered),
         }
     }
 }
@@ -443,13 +498,14 @@ mod tests {
         let reading = RingReading {
             steered_before: 1000,
             received: 900,
-            lost: 40,
+            reported: 40,
+            lost_before: 0,
             steered: 1010,
             capacity: 64,
         };
-        let running = reading.balance(false);
+        let running = reading.balance(&ClosedRing::default(), false);
         assert_eq!(running, RingBalance { in_ring: 70, lost: 40, unexplained: 0, surplus: 0 });
-        let rest = reading.balance(true);
+        let rest = reading.balance(&ClosedRing::default(), true);
         assert_eq!(rest, RingBalance { in_ring: 0, lost: 110, unexplained: 70, surplus: 0 });
     }
 
@@ -458,12 +514,13 @@ mod tests {
         let reading = RingReading {
             steered_before: 1000,
             received: 100,
-            lost: 0,
+            reported: 0,
+            lost_before: 0,
             steered: 1000,
             capacity: 64,
         };
-        assert_eq!(reading.balance(false).unexplained, 836);
+        assert_eq!(reading.balance(&ClosedRing::default(), false).unexplained, 836);
         let impossible = RingReading { received: 1100, ..reading };
-        assert_eq!(impossible.balance(false).surplus, 100);
+        assert_eq!(impossible.balance(&ClosedRing::default(), false).surplus, 100);
     }
 }

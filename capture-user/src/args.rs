@@ -85,6 +85,13 @@ Examples:
   Look first whether the machine is fit:
     stillwired doctor --iface eth1
 
+What blinds the sensor (a link or interface that goes, an XDP program that is taken off or replaced,
+a queue without a socket, a process that is held up, a disk that takes nothing, a silent wire) is
+noticed and stands in the ledger with its times. What can be mended is: an interface that comes back
+is taken again, a removed program is put back, a new queue gets a socket. Somebody else's XDP program
+is never touched. For that, one thread keeps CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON and
+CAP_IPC_LOCK; --no-heal gives them up as well.
+
 Stopping: SIGINT or SIGTERM ends cleanly. XDP is detached first, the frames that had already
 arrived are recorded, then everything is sealed. A second signal is noted and changes nothing:
 hurrying would lose what has been received. SIGKILL loses nothing that was committed; the next
@@ -128,6 +135,16 @@ pub struct CaptureArgs {
     #[arg(long, help_heading = "Receiving")]
     pub allow_host_interface: bool,
 
+    /// How long an interface may be without any frame before the ledger calls it blind; `none`
+    /// for ever. Silence alone cannot tell a still wire from a dead tap
+    #[arg(long, value_name = "TIME|none", default_value = "60s", value_parser = units::parse_silence_limit, help_heading = "Watching")]
+    pub silence_limit: SilenceLimit,
+
+    /// Give up every privilege once capturing, so that what blinds the sensor is recorded but not
+    /// mended; the run ends when no interface is left
+    #[arg(long, help_heading = "Watching")]
+    pub no_heal: bool,
+
     /// Session rules
     #[command(flatten)]
     pub sessions: SessionArgs,
@@ -163,6 +180,10 @@ pub struct ReplayArgs {
 /// Cores given on the command line (a type of its own, so that clap takes the list as one value).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CoreList(pub Vec<usize>);
+
+/// The longest silence that means nothing, given on the command line; `None` for any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SilenceLimit(pub Option<Duration>);
 
 /// Networks given on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -40,6 +40,10 @@ pub struct CaptureConfig {
     pub duration: Option<Duration>,
     /// Stop after this many frames.
     pub count: Option<u64>,
+    /// Whether what blinds the sensor is mended where that is possible.
+    pub heal: bool,
+    /// How long an interface may be without any frame before it counts as blind; `None` for ever.
+    pub silence_limit: Option<NanosDelta>,
 }
 
 /// What `replay` shall do.
@@ -123,6 +127,9 @@ impl CaptureConfig {
         if args.duration.is_some_and(|duration| duration.is_zero()) {
             bail!("--duration: must be longer than nothing");
         }
+        if args.silence_limit.0.is_some_and(|limit| limit.is_zero()) {
+            bail!("--silence-limit: must be longer than nothing; `none` turns the rule off");
+        }
         Ok(Self {
             common: Config::new(args.store, &args.sessions)?,
             interfaces,
@@ -133,6 +140,8 @@ impl CaptureConfig {
             allow_host_interface: args.allow_host_interface,
             duration: args.duration,
             count: args.count,
+            heal: !args.no_heal,
+            silence_limit: args.silence_limit.0.map(delta),
         })
     }
 }
@@ -323,6 +332,17 @@ mod tests {
         assert!(message(&["-i", "a", "--local-nets", "10/8"]).contains("10/8"));
         assert!(message(&["-i", "a", "--duration", "0"]).contains("--duration"));
         assert!(capture(&["-i", "a", "--ring-size", "64"]).is_ok());
+    }
+
+    #[test]
+    fn silence_has_a_limit_unless_it_shall_have_none() {
+        let limit = |args: &[&str]| capture(args).map(|config| config.silence_limit);
+        assert_eq!(limit(&["-i", "a"]).expect("valid"), Some(NanosDelta::from_secs(60)));
+        let given = limit(&["-i", "a", "--silence-limit", "5min"]).expect("valid");
+        assert_eq!(given, Some(NanosDelta::from_secs(300)));
+        assert_eq!(limit(&["-i", "a", "--silence-limit", "none"]).expect("valid"), None);
+        assert!(message(&["-i", "a", "--silence-limit", "0s"]).contains("--silence-limit"));
+        assert!(message(&["-i", "a", "--silence-limit", "never"]).contains("--silence-limit"));
     }
 
     #[test]

@@ -6,6 +6,15 @@ use std::path::Path;
 use caps::{CapSet, Capability};
 use tracing::warn;
 
+/// What it takes to attach the program again and to open sockets again.
+const MENDING: [Capability; 5] = [
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_NET_RAW,
+    Capability::CAP_BPF,
+    Capability::CAP_PERFMON,
+    Capability::CAP_IPC_LOCK,
+];
+
 /// What a thread keeps for the rest of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kept {
@@ -26,11 +35,24 @@ impl Kept {
     /// Gives up every other capability of the calling thread. Sockets, rings, maps and files
     /// that are open stay usable.
     pub fn confine(self) {
+        self.keep(&[]);
+    }
+
+    /// As [`Kept::confine`], but for what attaching the program and opening sockets take: for the
+    /// one thread that mends what blinds the sensor. Threads that it starts inherit them.
+    pub fn confine_to_mending(self) {
+        self.keep(&MENDING);
+    }
+
+    fn keep(self, more: &[Capability]) {
         let none = caps::CapsHashSet::new();
         let mut kept = caps::CapsHashSet::new();
         if self.foreign_store {
             kept.insert(Capability::CAP_DAC_OVERRIDE);
         }
+        // Of those that it has.
+        let has = caps::read(None, CapSet::Permitted).unwrap_or_default();
+        kept.extend(more.iter().filter(|capability| has.contains(capability)));
         let sets =
             [(CapSet::Inheritable, &none), (CapSet::Effective, &kept), (CapSet::Permitted, &kept)];
         for (set, capabilities) in sets {

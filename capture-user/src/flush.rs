@@ -10,16 +10,19 @@ use anyhow::Result;
 use capture_flow::join::Joiner;
 use capture_flow::record::SessionRecord;
 use capture_flow::time::{Nanos, NanosDelta};
-use capture_store::ledger::{LedgerLine, LedgerWriter, Note, Silence, imbalances};
+use capture_store::ledger::{BlindCause, LedgerLine, LedgerWriter, Note, Silence, imbalances};
 use capture_store::sessions::{LogError, PendingSeal, SessionLog};
 use crossbeam::channel::{Receiver, Sender};
 use tracing::{error, warn};
 
 use crate::account::WorkerCounts;
+use crate::blind::{Blindness, Subject};
 use crate::chain;
+use crate::heartbeat::Heartbeats;
 use crate::interval::{Intervals, Probe, Reading};
 use crate::keeper::KeeperNews;
 use crate::names::InterfaceNames;
+use crate::silence::SignsOfLife;
 use crate::worker::{ReplayClock, Shared};
 
 /// How often the hand-offs are emptied while a capture runs.
@@ -59,6 +62,10 @@ pub struct Flush {
     pub intervals: Intervals,
     /// The kernel's side of the account.
     pub probe: Box<dyn Probe>,
+    /// Times in which the sensor could not see.
+    pub blind: Arc<Blindness>,
+    /// When interfaces last gave a sign of life.
+    pub signs: SignsOfLife,
     /// What the keeper did.
     pub news: Receiver<KeeperNews>,
     /// Files of the session log for the keeper to seal.
@@ -199,8 +206,11 @@ impl Out<'_> {
 struct Run {
     flush: Flush,
     quiet: Quiet,
+    hearts: Heartbeats,
     known: Vec<String>,
-    told: bool,
+    /// Whether the session log could not be written the last time, and when it last could.
+    log_fails: bool,
+    log_written: Nanos,
     held_notes: Vec<Note>,
     committed_at: Instant,
     /// When a line was last offered to the ledger.
@@ -224,11 +234,14 @@ impl Flush {
             let stopping = stop.is_set();
             let now = clock().min(stop.at());
             run.look(now);
+            if stop.at() == Nanos::MAX {
+                run.watch(now);
+            }
             if stopping {
                 return run.finish(now, stop.in_order());
             }
             if run.committed_at.elapsed() >= COMMIT {
-                run.commit();
+                run.commit(now);
                 run.seal_due(now);
             }
             let open_since = run.flush.intervals.from();
@@ -276,11 +289,14 @@ impl Run {
     fn new(flush: Flush) -> Self {
         // What is said already comes first: the start, and what was recovered.
         let held_notes = flush.notes.try_iter().collect();
+        let from = flush.intervals.from();
         Self {
             flush,
             quiet: Quiet::default(),
+            hearts: Heartbeats::default(),
             known: Vec::new(),
-            told: false,
+            log_fails: false,
+            log_written: from,
             held_notes,
             committed_at: Instant::now(),
             tried_at: Instant::now(),
@@ -299,9 +315,18 @@ impl Run {
         self.empty_hand_offs();
         let (joiner, mut out) = self.out();
         joiner.advance(now, &mut |record| out.row(&record));
-        let sources = self.flush.workers.iter().flat_map(|worker| worker.counters.read().sources);
+        let workers = self.flush.workers.iter();
+        let sources = workers.flat_map(|worker| worker.counters.read().sources);
         let latest = sources.map(|source| source.last_ts).filter(|ts| *ts > Nanos::MIN).max();
         self.quiet.look(latest, now);
+    }
+
+    /// Notices workers that do not run and interfaces that are silent.
+    fn watch(&mut self, now: Nanos) {
+        let Flush { workers, blind, signs, probe, .. } = &mut self.flush;
+        self.hearts.look(workers, now, blind);
+        let counts: Vec<_> = workers.iter().map(|worker| worker.counters.read()).collect();
+        signs.look(probe.heard(&counts), now, blind);
     }
 
     fn out(&mut self) -> (&mut Joiner, Out<'_>) {
@@ -331,26 +356,46 @@ impl Run {
 
     /// Makes rows readable: every one taken is in the open tail afterwards, or waits because the
     /// disk does not take it. Says whether none waits.
-    fn commit(&mut self) -> bool {
+    fn commit(&mut self, now: Nanos) -> bool {
         self.committed_at = Instant::now();
         let committed = self.flush.log.commit();
-        self.note_commit(committed)
+        self.note_commit(committed, now)
     }
 
-    fn note_commit(&mut self, committed: Result<u64, LogError>) -> bool {
+    fn note_commit(&mut self, committed: Result<u64, LogError>, now: Nanos) -> bool {
+        let behind = Subject::sensor(BlindCause::LogBehind);
         match committed {
             Ok(rows) => {
                 self.flush.totals.rows.fetch_add(rows, Ordering::Relaxed);
-                if std::mem::take(&mut self.told) {
+                self.log_written = now;
+                if std::mem::take(&mut self.log_fails) {
+                    self.flush.blind.end(&behind, now);
                     warn!("the session log can be written again");
                 }
                 true
             }
             Err(failure) => {
-                if !std::mem::replace(&mut self.told, true) {
-                    error!("the session log cannot be written, rows wait: {}", chain(&failure));
+                let cause = chain(&failure);
+                self.flush.blind.begin(behind, self.log_written.min(now), &cause);
+                if !std::mem::replace(&mut self.log_fails, true) {
+                    error!("the session log cannot be written, rows wait: {cause}");
                 }
                 false
+            }
+        }
+    }
+
+    /// Notices workers whose frames of this interval were not all written, and those whose frames
+    /// are written again.
+    fn note_unwritten(&mut self, counts: &[WorkerCounts]) {
+        let from = self.flush.intervals.from();
+        for (worker, dropped) in self.flush.intervals.unwritten(counts) {
+            let unwritable = Subject::worker(BlindCause::SegmentsUnwritable, worker);
+            if dropped.is_empty() {
+                self.flush.blind.end(&unwritable, from);
+            } else {
+                let reasons: Vec<&str> = dropped.keys().map(|reason| reason.as_str()).collect();
+                self.flush.blind.begin(unwritable, from, &reasons.join(", "));
             }
         }
     }
@@ -377,7 +422,7 @@ impl Run {
         self.empty_hand_offs();
         // Rows that wait in memory are not in the log: nothing new is promised then.
         let through = counts.iter().map(|worker| worker.complete_through).min();
-        if self.commit() {
+        if self.commit(now) {
             // At the end every session is over and every row written.
             // A worker that ended in order promises everything; one that panicked stays where it
             // was, at the end too. The clock may have been set back since the last line.
@@ -389,6 +434,7 @@ impl Run {
             let waiting = self.flush.log.waiting_rows() as u64;
             self.flush.totals.rows_unwritable.fetch_add(waiting, Ordering::Relaxed);
         }
+        self.note_unwritten(&counts);
         let reading = Reading {
             workers: counts,
             interfaces,
@@ -415,7 +461,8 @@ impl Run {
         if clean {
             notes.push(Note::CleanStop);
         }
-        let closing = self.flush.intervals.close(now, reading, self.quiet.longest, notes);
+        let told = self.flush.blind.told(self.flush.intervals.from(), now);
+        let closing = self.flush.intervals.close(now, reading, self.quiet.longest, &told, notes);
         let Some(mut closing) = closing else {
             return;
         };
@@ -425,6 +472,7 @@ impl Run {
                 self.weigh(&closing.line);
                 self.held_notes.clear();
                 self.quiet.longest = None;
+                self.flush.blind.settle(&told);
                 self.wall = self.wall.map(|_| WallClock::read());
                 self.flush.intervals.written(closing);
                 if self.flush.totals.ledger_fails.swap(false, Ordering::Relaxed) {
@@ -489,7 +537,7 @@ impl Run {
         let mut failed = None;
         match self.flush.log.close() {
             Ok((rows, pending)) => {
-                self.note_commit(Ok(rows));
+                self.note_commit(Ok(rows), now);
                 for pending in pending {
                     match pending.seal() {
                         Ok(sealed) => {

@@ -1,6 +1,7 @@
 //! Closes intervals: what was counted since the last line becomes the next line of the ledger.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use capture_common::QueueCounters;
 use capture_flow::decode::Undecodable;
@@ -12,7 +13,9 @@ use capture_store::ledger::{
 };
 use capture_store::store::RunId;
 
-use crate::account::{RingReading, WorkerCounts};
+use crate::account::{ClosedRing, RingReading, SourceCounts, WorkerCounts};
+use crate::blind::{Told, down_ns};
+use crate::silence::Heard;
 
 /// How long quiet intervals are folded into one line.
 const FOLD: NanosDelta = NanosDelta::from_secs(10);
@@ -39,8 +42,12 @@ pub struct InterfaceReading {
 pub struct QueueReading {
     /// Its number.
     pub queue: u32,
-    /// Worker that serves it, and which of the worker's sources it is.
-    pub served_by: Option<(u16, usize)>,
+    /// Worker that serves it now.
+    pub worker: Option<u16>,
+    /// Every place at which it is or was received: a worker, and which of the worker's sources.
+    pub places: Vec<(u16, usize)>,
+    /// What had been counted when its socket was last closed: none of that is in a ring any more.
+    pub closed: ClosedRing,
     /// Frames steered, read before the workers' counters.
     pub steered_before: u64,
     /// What the XDP program did, read after the workers' counters.
@@ -49,11 +56,26 @@ pub struct QueueReading {
     pub capacity: u64,
 }
 
+impl QueueReading {
+    /// What workers took from the queue, wherever it is or was received.
+    #[must_use]
+    pub fn taken(&self, workers: &[WorkerCounts]) -> SourceCounts {
+        let taken = |(worker, place): &(u16, usize)| {
+            workers.get(usize::from(*worker))?.sources.get(*place).copied()
+        };
+        let places = self.places.iter().filter_map(taken);
+        places.fold(SourceCounts::default(), |sum, place| sum.and(&place))
+    }
+}
+
 /// Where the kernel's side of the account is read.
 pub trait Probe: Send {
     /// Reads how much was steered, then calls `workers` once (which reads the workers'
     /// counters), then reads the rest.
     fn read(&mut self, workers: &mut dyn FnMut()) -> Vec<InterfaceReading>;
+
+    /// What has come from each captured interface, given the workers' counters.
+    fn heard(&self, workers: &[WorkerCounts]) -> Vec<Heard>;
 }
 
 /// A replay has no kernel's side.
@@ -63,6 +85,10 @@ pub struct NoKernel;
 impl Probe for NoKernel {
     fn read(&mut self, workers: &mut dyn FnMut()) -> Vec<InterfaceReading> {
         workers();
+        Vec::new()
+    }
+
+    fn heard(&self, _workers: &[WorkerCounts]) -> Vec<Heard> {
         Vec::new()
     }
 }
@@ -136,6 +162,30 @@ impl Intervals {
         self.from = now;
     }
 
+    /// Frames that each worker has dropped since the last line for want of a segment to write
+    /// them to.
+    #[must_use]
+    pub fn unwritten(&self, now: &[WorkerCounts]) -> Vec<(u16, BTreeMap<DropReason, u64>)> {
+        let reasons = [DropReason::NoSegment, DropReason::DiskFull, DropReason::SegmentFailed];
+        self.changes(now)
+            .map(|(number, then, now)| {
+                let mut dropped = dropped(then, now);
+                dropped.retain(|reason, _| reasons.contains(reason));
+                (number, dropped)
+            })
+            .collect()
+    }
+
+    /// Each worker's counts at the last line and now.
+    fn changes<'a>(
+        &'a self,
+        now: &'a [WorkerCounts],
+    ) -> impl Iterator<Item = (u16, &'a WorkerCounts, &'a WorkerCounts)> {
+        static NONE: LazyLock<WorkerCounts> = LazyLock::new(WorkerCounts::default);
+        let before = |number: u16| self.before.workers.get(usize::from(number)).unwrap_or(&NONE);
+        (0_u16..).zip(now).map(move |(number, now)| (number, before(number), now))
+    }
+
     /// Makes the line for everything since the last one. `None` where nothing happened and the
     /// line can wait: the next one will span both.
     #[must_use]
@@ -144,6 +194,7 @@ impl Intervals {
         to: Nanos,
         mut after: Reading,
         silence: Option<Silence>,
+        told: &Told,
         notes: Vec<Note>,
     ) -> Option<Closing> {
         if !after.at_rest {
@@ -155,14 +206,15 @@ impl Intervals {
         let mut line = LedgerLine::new(&self.sensor, &self.run, self.number, self.from, to);
         self.mode.clone_into(&mut line.mode);
         line.complete_through = after.complete_through;
+        line.blind.clone_from(&told.blind);
         line.interfaces =
             after.interfaces.iter().map(|now| self.interface(now, &after, &mut rings)).collect();
-        line.workers = (0_u16..)
-            .zip(&after.workers)
-            .map(|(number, now)| {
-                let none = WorkerCounts::default();
-                worker(number, self.before.workers.get(usize::from(number)).unwrap_or(&none), now)
-            })
+        for interface in &mut line.interfaces {
+            interface.link.down_ns = down_ns(&line.blind, &interface.name, self.from, to);
+        }
+        line.workers = self
+            .changes(&after.workers)
+            .map(|(number, then, now)| worker(number, then, now))
             .collect();
         line.files = self.files(&after);
         line.rows.written = after.rows_written.saturating_sub(self.before.rows_written);
@@ -174,6 +226,7 @@ impl Intervals {
             || after.at_rest
             || after.stepped_ns != 0
             || !line.notes.is_empty()
+            || told.news
             || !is_quiet(&line)
             || to - self.from >= FOLD;
         worth_a_line.then_some(Closing { line, after, rings })
@@ -236,34 +289,23 @@ impl Intervals {
         after: &Reading,
         rings: &mut BTreeMap<(String, u32), (u64, u64)>,
     ) -> Queue {
-        let taken = |reading: &Reading| {
-            let (worker, source) = now.served_by?;
-            reading.workers.get(usize::from(worker))?.sources.get(source).copied()
-        };
-        let (taken_then, taken) =
-            (taken(&self.before).unwrap_or_default(), taken(after).unwrap_or_default());
-        // Frames that came out of the ring and made no whole frame are lost there as well.
-        let reported = taken
-            .own
-            .dropped
-            .saturating_add(taken.own.ring_full)
-            .saturating_add(taken.own.malformed);
+        let (taken_then, taken) = (now.taken(&self.before.workers), now.taken(&after.workers));
         let key = (interface.to_owned(), now.queue);
         let (lost_then, in_ring_then) = rings.get(&key).copied().unwrap_or_default();
         let reading = RingReading {
             steered_before: now.steered_before,
             received: taken.frames,
-            // What was once found to be lost stays lost.
-            lost: reported.max(lost_then),
+            reported: taken.own.lost(),
+            lost_before: lost_then,
             steered: now.xdp.steered,
             capacity: now.capacity,
         };
-        let balance = reading.balance(after.at_rest);
+        let balance = reading.balance(&now.closed, after.at_rest);
         rings.insert(key, (balance.lost, balance.in_ring));
         let since = |now: u64, then: u64| now.saturating_sub(then);
         Queue {
             queue: now.queue,
-            worker: now.served_by.map(|(worker, _)| worker),
+            worker: now.worker,
             xdp: Xdp {
                 seen: since(now.xdp.seen, then.xdp.seen),
                 seen_bytes: since(now.xdp.seen_bytes, then.xdp.seen_bytes),
@@ -336,11 +378,7 @@ fn worker(number: u16, then: &WorkerCounts, now: &WorkerCounts) -> Worker {
         .map(|(reason, (now, then))| (reason.as_str().to_owned(), now.saturating_sub(then)))
         .filter(|(_, frames)| *frames > 0)
         .collect();
-    let reasons = DropReason::ALL.iter().zip(now.dropped.iter().zip(then.dropped));
-    let dropped = reasons
-        .map(|(reason, (now, then))| (*reason, now.saturating_sub(then)))
-        .filter(|(_, frames)| *frames > 0)
-        .collect();
+    let dropped = dropped(then, now);
     // Fragments that wait for the rest of their datagram count as decoded here: a reader of the
     // line wants to know whether a frame was understood.
     let read = |counts: &WorkerCounts| counts.decoded.saturating_add(counts.held);
@@ -358,6 +396,15 @@ fn worker(number: u16, then: &WorkerCounts, now: &WorkerCounts) -> Worker {
     }
 }
 
+/// Frames that a worker has dropped, by reason.
+fn dropped(then: &WorkerCounts, now: &WorkerCounts) -> BTreeMap<DropReason, u64> {
+    let reasons = DropReason::ALL.iter().zip(now.dropped.iter().zip(then.dropped));
+    reasons
+        .map(|(reason, (now, then))| (*reason, now.saturating_sub(then)))
+        .filter(|(_, frames)| *frames > 0)
+        .collect()
+}
+
 /// Whether nothing happened that anybody could ask about.
 fn is_quiet(line: &LedgerLine) -> bool {
     let queues = line.interfaces.iter().flat_map(|interface| &interface.queues);
@@ -371,10 +418,10 @@ fn is_quiet(line: &LedgerLine) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use capture_store::ledger::imbalances;
+    use capture_store::ledger::{BlindCause, imbalances};
 
     use super::*;
-    use crate::account::SourceCounts;
+    use crate::blind::{Blindness, Subject};
     use crate::source::SourceCounters;
 
     fn intervals() -> Intervals {
@@ -394,7 +441,9 @@ mod tests {
         };
         let queue = QueueReading {
             queue: 0,
-            served_by: Some((0, 0)),
+            worker: Some(0),
+            places: vec![(0, 0)],
+            closed: ClosedRing::default(),
             steered_before: steered,
             xdp: QueueCounters { seen: steered, steered, ..QueueCounters::default() },
             capacity: 64,
@@ -425,7 +474,9 @@ mod tests {
         ];
         for (step, (taken, steered, full, at_rest)) in (1..).zip(steps) {
             let after = reading(taken, steered, full, at_rest);
-            let closing = intervals.close(Nanos(step), after, None, Vec::new()).expect("a line");
+            let closing = intervals
+                .close(Nanos(step), after, None, &Told::default(), Vec::new())
+                .expect("a line");
             assert_eq!(imbalances(&closing.line), []);
             for queue in &closing.line.interfaces[0].queues {
                 received += queue.received;
@@ -442,28 +493,89 @@ mod tests {
         let mut intervals = intervals();
         let mut after = reading(10, 10, 0, false);
         after.interfaces[0].queues[0].xdp.seen = 11;
-        let closing = intervals.close(Nanos(1), after, None, Vec::new()).expect("a line");
+        let closing =
+            intervals.close(Nanos(1), after, None, &Told::default(), Vec::new()).expect("a line");
         assert_eq!(imbalances(&closing.line), []);
         intervals.written(closing);
         let mut after = reading(11, 11, 0, true);
         after.interfaces[0].queues[0].xdp.seen = 12;
-        let closing = intervals.close(Nanos(2), after, None, Vec::new()).expect("a line");
+        let closing =
+            intervals.close(Nanos(2), after, None, &Told::default(), Vec::new()).expect("a line");
         assert_eq!(imbalances(&closing.line).len(), 1, "at rest nothing is excused");
+    }
+
+    #[test]
+    fn what_a_closed_socket_left_behind_is_lost_at_once() {
+        let mut intervals = intervals();
+        let first = reading(100, 130, 0, false);
+        let closing = intervals.close(Nanos(1), first, None, &Told::default(), Vec::new());
+        let closing = closing.expect("a line");
+        assert_eq!(closing.line.interfaces[0].queues[0].in_ring_after, 30);
+        intervals.written(closing);
+        // Closed with 20 frames in the ring; the next socket's are in flight already.
+        let mut after = reading(130, 160, 0, false);
+        let taken = SourceCounts { frames: 110, ..SourceCounts::default() };
+        after.interfaces[0].queues[0].closed = ClosedRing::at(130, &taken);
+        // And its worker ended: another one takes the queue.
+        let mut other = after.workers[0].clone();
+        other.sources = vec![SourceCounts::default(); 3];
+        other.sources[2].frames = 20;
+        other.received = 20;
+        after.workers[0].sources[0].frames = 110;
+        after.workers[0].received = 110;
+        for worker in [&mut after.workers[0], &mut other] {
+            (worker.recorded, worker.decoded) = (worker.received, worker.received);
+        }
+        after.workers.push(other);
+        let queue = &mut after.interfaces[0].queues[0];
+        (queue.worker, queue.places) = (Some(1), vec![(0, 0), (1, 2)]);
+        let closing = intervals.close(Nanos(2), after, None, &Told::default(), Vec::new());
+        let line = closing.expect("a line").line;
+        assert_eq!(imbalances(&line), []);
+        let queue = &line.interfaces[0].queues[0];
+        assert_eq!((queue.received, queue.ring_losses, queue.in_ring_after), (30, 20, 10));
+    }
+
+    #[test]
+    fn blindness_is_told_at_once_and_gives_the_time_without_a_link() {
+        let mut intervals = intervals();
+        let quiet = || reading(5, 5, 0, false);
+        let first = intervals.close(Nanos(10), quiet(), None, &Told::default(), Vec::new());
+        intervals.written(first.expect("the first line is always written"));
+        let blindness = Blindness::default();
+        let down = Subject::interface(BlindCause::LinkDown, "eth0");
+        blindness.begin(down, Nanos(8), "");
+        let told = blindness.told(Nanos(10), Nanos(20));
+        let closing = intervals.close(Nanos(20), quiet(), None, &told, Vec::new());
+        let line = &closing.as_ref().expect("a line").line;
+        assert_eq!((line.blind.len(), line.interfaces[0].link.down_ns), (1, 10));
+        intervals.written(closing.expect("a line"));
+        blindness.settle(&told);
+        let told = blindness.told(Nanos(20), Nanos(30));
+        assert!(intervals.close(Nanos(30), quiet(), None, &told, Vec::new()).is_none());
     }
 
     #[test]
     fn quiet_intervals_are_folded_for_a_while() {
         let mut intervals = intervals();
-        let first = intervals.close(Nanos(1), reading(5, 5, 0, false), None, Vec::new());
+        let first =
+            intervals.close(Nanos(1), reading(5, 5, 0, false), None, &Told::default(), Vec::new());
         intervals.written(first.expect("the first line is always written"));
         let quiet = || reading(5, 5, 0, false);
-        assert!(intervals.close(Nanos(2), quiet(), None, Vec::new()).is_none());
+        assert!(intervals.close(Nanos(2), quiet(), None, &Told::default(), Vec::new()).is_none());
         let said = vec![Note::Said { text: "x".to_owned() }];
-        assert!(intervals.close(Nanos(2), quiet(), None, said).is_some());
+        assert!(intervals.close(Nanos(2), quiet(), None, &Told::default(), said).is_some());
         let late = Nanos(1) + FOLD;
-        let line = intervals.close(late, quiet(), None, Vec::new()).expect("a line").line;
+        let line = intervals
+            .close(late, quiet(), None, &Told::default(), Vec::new())
+            .expect("a line")
+            .line;
         assert_eq!((line.from, line.to), (Nanos(1), late));
-        assert!(intervals.close(Nanos(2), reading(6, 6, 0, false), None, Vec::new()).is_some());
+        assert!(
+            intervals
+                .close(Nanos(2), reading(6, 6, 0, false), None, &Told::default(), Vec::new())
+                .is_some()
+        );
     }
 
     #[test]
@@ -472,12 +584,15 @@ mod tests {
         let mut after = reading(5, 0, 0, false);
         after.interfaces.clear();
         after.files = vec![("a.pcap".to_owned(), false), ("b.pcap".to_owned(), false)];
-        let closing = intervals.close(Nanos(1), after.clone(), None, Vec::new()).expect("a line");
+        let closing = intervals
+            .close(Nanos(1), after.clone(), None, &Told::default(), Vec::new())
+            .expect("a line");
         assert_eq!(imbalances(&closing.line), []);
         assert_eq!(closing.line.files.len(), 1);
         intervals.written(closing);
         after.files[0].1 = true;
-        let closing = intervals.close(Nanos(2), after, None, Vec::new()).expect("a line");
+        let closing =
+            intervals.close(Nanos(2), after, None, &Told::default(), Vec::new()).expect("a line");
         assert!(closing.line.files[0].cut);
     }
 }

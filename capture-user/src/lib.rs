@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod args;
+pub mod blind;
 pub mod budget;
 pub mod capture;
 pub mod config;
@@ -9,6 +10,7 @@ pub mod confine;
 pub mod defaults;
 pub mod doctor;
 pub mod flush;
+pub mod heartbeat;
 pub mod interval;
 pub mod keeper;
 pub mod link;
@@ -19,6 +21,7 @@ pub mod program;
 pub mod recorder;
 pub mod replay;
 pub mod run;
+pub mod silence;
 pub mod source;
 pub mod status;
 pub mod units;

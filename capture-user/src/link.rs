@@ -5,6 +5,7 @@
 
 mod ethtool;
 mod netlink;
+mod watch;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -14,6 +15,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 pub use ethtool::Offloads;
 use netlink::{attributes, u32_at, u64_at};
+pub use watch::{LinkChange, LinkWatch};
 
 /// Why an interface could not be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +90,8 @@ pub struct Link {
     pub mtu: u32,
     /// Receive queues in use.
     pub rx_queues: u32,
+    /// Receive queues that it can have at most.
+    pub max_rx_queues: u32,
     /// Administratively up.
     pub up: bool,
     /// The wire carries a signal.
@@ -158,6 +162,18 @@ impl Link {
         Ok(link)
     }
 
+    /// Whether both are the same interface, however it changed between.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.index == other.index
+    }
+
+    /// Whether frames can arrive: it is up, and the wire carries a signal.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.up && self.carrier
+    }
+
     /// Offloads that change frames before the sensor sees them.
     #[must_use]
     pub fn offloads(&self) -> Offloads {
@@ -221,6 +237,7 @@ impl Link {
             index: u32_at(message, 4)?,
             mtu: 0,
             rx_queues: 1,
+            max_rx_queues: 1,
             up: flags & IFF_UP != 0,
             carrier: false,
             carrier_changes: 0,
@@ -238,7 +255,10 @@ impl Link {
                 }
                 IFLA_MTU => link.mtu = u32_at(value, 0)?,
                 IFLA_STATS64 => link.counters = NicCounters::parse(value)?,
-                IFLA_NUM_RX_QUEUES => link.rx_queues = u32_at(value, 0)?,
+                IFLA_NUM_RX_QUEUES => {
+                    link.max_rx_queues = u32_at(value, 0)?.max(1);
+                    link.rx_queues = link.max_rx_queues;
+                }
                 IFLA_CARRIER => link.carrier = value.first().is_some_and(|up| *up != 0),
                 IFLA_CARRIER_CHANGES => link.carrier_changes = u32_at(value, 0)?,
                 IFLA_XDP => link.xdp = XdpAttachment::parse(value),
@@ -270,6 +290,7 @@ impl XdpAttachment {
     fn parse(nested: &[u8]) -> Option<Self> {
         const IFLA_XDP_ATTACHED: u16 = 2;
         const IFLA_XDP_PROG_ID: u16 = 4;
+        const IFLA_XDP_DRV_PROG_ID: u16 = 5;
         let mut hook = None;
         let mut program_id = None;
         for (kind, value) in attributes(nested) {
@@ -283,7 +304,9 @@ impl XdpAttachment {
                         _ => Some(XdpHook::Native),
                     }
                 }
-                IFLA_XDP_PROG_ID => program_id = u32_at(value, 0),
+                // Where there are two, only the one in the driver can be ours.
+                IFLA_XDP_DRV_PROG_ID => program_id = u32_at(value, 0),
+                IFLA_XDP_PROG_ID if program_id.is_none() => program_id = u32_at(value, 0),
                 _ => {}
             }
         }

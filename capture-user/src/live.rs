@@ -1,4 +1,4 @@
-//! The loop of a live worker: one core, one queue of every captured interface.
+//! The loop of a live worker: one core, and the queues that it was given.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -6,14 +6,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use capture_flow::time::{Nanos, NanosDelta};
-use crossbeam::channel::Sender;
+use crossbeam::channel::{Receiver, Sender};
 
 use crate::account::SourceCounts;
-use crate::source::{Received, Source, SourceError, wait};
+use crate::source::{Received, Source, SourceCounters, SourceError, Woken, wait};
 use crate::worker::Pipeline;
 
-/// How long an idle worker sleeps at most: its timers run on, and a stalled driver is kicked.
-const IDLE: Duration = Duration::from_millis(100);
+/// How long an idle worker sleeps at most: its timers run on, a stalled driver is kicked, and it
+/// shows that it lives.
+pub const IDLE: Duration = Duration::from_millis(100);
+/// A worker that has not come round for so long was stalled. Longer than all that it does by
+/// itself (the sleep above) or must bear in a healthy machine: others on its core, and the kernel
+/// that holds up whoever writes much, for 200 ms at a time (`MAX_PAUSE` in its
+/// `mm/page-writeback.c`). Shorter than any interval of the ledger that is usual.
+pub const STALL: NanosDelta = NanosDelta::from_millis(500);
 /// How often a worker asks its sources for their own counters, and for errors.
 const ASK: NanosDelta = NanosDelta::from_millis(10);
 /// How long after the stop a ring must have been empty to be taken for drained: longer than the
@@ -25,33 +31,70 @@ const IN_KERNEL: NanosDelta = NanosDelta::from_millis(250);
 /// What a worker tells the engine.
 #[derive(Debug)]
 pub enum Event {
-    /// A source gives no more frames.
+    /// A source gives no more frames. What was taken from it has been published.
     SourceEnded {
         /// The worker.
         worker: u16,
-        /// Which of its sources.
-        source: usize,
+        /// Its place among the worker's sources.
+        place: usize,
         /// Why.
         error: SourceError,
     },
+    /// The worker did not run for a while.
+    Stalled {
+        /// The worker.
+        worker: u16,
+        /// When it last ran.
+        from: Nanos,
+        /// When it ran again.
+        to: Nanos,
+    },
 }
 
-/// How a worker is told to end.
-#[derive(Clone)]
-pub struct Stop {
+/// A source that a worker is to receive from.
+#[derive(Debug)]
+pub struct Assignment<S> {
+    /// Its place among the worker's sources. One that takes the place of a source that has ended
+    /// goes on with that one's counters.
+    pub place: usize,
+    /// The source.
+    pub source: S,
+}
+
+/// What a worker hears from the engine.
+pub struct Orders<S> {
     /// Set when XDP is detached: drain what is there, then end.
-    pub flag: Arc<AtomicBool>,
-    /// Readable from then on, so that nobody sleeps through it.
-    pub fd: Arc<OwnedFd>,
+    pub stop: Arc<AtomicBool>,
+    /// Sources to receive from.
+    pub sources: Receiver<Assignment<S>>,
+    /// Readable (an eventfd) when there is anything to hear, so that nobody sleeps through it.
+    pub bell: Arc<OwnedFd>,
 }
 
 /// What a worker remembers about an open source.
 #[derive(Clone, Copy, Debug)]
 struct Tap {
-    /// Its place among the worker's sources, those that have ended included.
-    number: usize,
+    /// Its place among the worker's counters, which outlive it.
+    place: usize,
     /// Every frame that arrived before this moment was taken.
     seen_through: Nanos,
+    /// What the sources before it at its place have counted.
+    before: SourceCounters,
+}
+
+/// When a worker last came round.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    /// By the machine's clock, which can be set.
+    wall: Nanos,
+    /// By one that cannot, and that runs while the machine sleeps.
+    boot: Nanos,
+}
+
+impl Round {
+    fn now(wall: Nanos) -> Self {
+        Self { wall, boot: since_boot() }
+    }
 }
 
 /// One live worker.
@@ -60,39 +103,42 @@ pub struct LiveWorker<S> {
     /// Open sources, and in the same order what is known about each.
     sources: Vec<S>,
     taps: Vec<Tap>,
+    /// By place.
     counts: Vec<SourceCounts>,
     pipeline: Pipeline,
-    stop: Stop,
+    orders: Orders<S>,
     events: Sender<Event>,
+    round: Round,
 }
 
 impl<S: Source> LiveWorker<S> {
-    /// A worker over its sources.
-    pub fn new(
-        number: u16,
-        sources: Vec<S>,
-        pipeline: Pipeline,
-        stop: Stop,
-        events: Sender<Event>,
-    ) -> Self {
-        let counts = vec![SourceCounts::default(); sources.len()];
-        let taps = (0..sources.len()).map(|number| Tap { number, seen_through: Nanos(0) });
-        Self { number, taps: taps.collect(), sources, counts, pipeline, stop, events }
+    /// A worker that waits for its first source.
+    pub fn new(number: u16, pipeline: Pipeline, orders: Orders<S>, events: Sender<Event>) -> Self {
+        Self {
+            number,
+            sources: Vec::new(),
+            taps: Vec::new(),
+            counts: Vec::new(),
+            pipeline,
+            orders,
+            events,
+            round: Round::now(clock()),
+        }
     }
 
-    /// Works until it is told to stop and every ring is drained, or no source is left.
+    /// Works until it is told to stop and every ring is drained. A worker without a source waits
+    /// for the next one.
     ///
     /// # Errors
     /// The kernel refuses to let it wait for frames.
     pub fn run(mut self) -> std::io::Result<()> {
-        let mut asked = Nanos(0);
         let mut drained_since: Option<Nanos> = None;
         let mut outcome = Ok(());
-        while !self.sources.is_empty() {
+        self.take_orders(clock());
+        loop {
             let now = clock();
-            if now - asked >= ASK || now < asked {
-                asked = now;
-                self.ask();
+            if now - self.round.wall >= ASK || now < self.round.wall {
+                self.come_round(now);
             }
             let idle = self.receive(now);
             if !idle {
@@ -101,22 +147,54 @@ impl<S: Source> LiveWorker<S> {
             }
             self.pipeline.advance(now);
             self.publish(now);
-            if self.stop.flag.load(Ordering::Acquire) {
+            if self.orders.stop.load(Ordering::Acquire) {
                 if now - *drained_since.get_or_insert(now) >= DRAINED {
                     break;
                 }
                 std::thread::sleep(Duration::from_millis(1));
             } else {
                 // Whatever ends the watch, the sessions and the open segment are written out.
-                outcome = wait(&self.sources, self.stop.fd.as_fd(), IDLE).map(drop);
-                if outcome.is_err() {
-                    break;
+                match wait(&self.sources, self.orders.bell.as_fd(), IDLE) {
+                    Ok(Woken::Called) => self.take_orders(clock()),
+                    Ok(_) => {}
+                    Err(error) => {
+                        outcome = Err(error);
+                        break;
+                    }
                 }
             }
         }
-        self.ask();
-        self.pipeline.finish(&self.counts, clock());
+        let now = clock();
+        self.ask(now);
+        self.pipeline.finish(&self.counts, now);
         outcome
+    }
+
+    /// What is done now and then, however busy the worker is. Notices that it was kept from it.
+    fn come_round(&mut self, now: Nanos) {
+        let before = std::mem::replace(&mut self.round, Round::now(now));
+        if self.round.boot - before.boot >= STALL {
+            let (worker, from) = (self.number, before.wall.min(now));
+            let _ = self.events.send(Event::Stalled { worker, from, to: now });
+        }
+        self.take_orders(now);
+        self.ask(now);
+    }
+
+    /// Takes over the sources that it was given.
+    #[cold]
+    fn take_orders(&mut self, now: Nanos) {
+        // Silences the bell; that it was not rung is no error.
+        let _ = rustix::io::read(&*self.orders.bell, &mut [0_u8; 8]);
+        for Assignment { place, source } in self.orders.sources.try_iter() {
+            if self.counts.len() <= place {
+                self.counts.resize(place.saturating_add(1), SourceCounts::default());
+            }
+            let before = self.counts.get(place).map_or_else(SourceCounters::default, |c| c.own);
+            self.sources.push(source);
+            // What arrived before it was open was not for it to take.
+            self.taps.push(Tap { place, seen_through: now - IN_KERNEL, before });
+        }
     }
 
     /// One batch from every source; returns whether none had any frame.
@@ -124,8 +202,8 @@ impl<S: Source> LiveWorker<S> {
         let mut idle = true;
         let mut ended = None;
         let Self { sources, taps, counts, pipeline, .. } = self;
-        for (place, (source, tap)) in sources.iter_mut().zip(taps).enumerate() {
-            let Some(count) = counts.get_mut(tap.number) else {
+        for (position, (source, tap)) in sources.iter_mut().zip(taps).enumerate() {
+            let Some(count) = counts.get_mut(tap.place) else {
                 continue;
             };
             let received = source.receive(&mut |frames| {
@@ -146,52 +224,53 @@ impl<S: Source> LiveWorker<S> {
                     // No later than now: a clock that was set back takes its promises with it.
                     tap.seen_through = tap.seen_through.max(now - IN_KERNEL).min(now);
                 }
-                Ok(Received::End) => ended = Some((place, None)),
-                Err(error) => ended = Some((place, Some(error))),
+                Ok(Received::End) => ended = Some((position, None)),
+                Err(error) => ended = Some((position, Some(error))),
             }
         }
         if !idle {
             self.publish(now);
         }
-        if let Some((place, error)) = ended {
-            self.end_source(place, error);
+        if let Some((position, error)) = ended {
+            self.end_source(position, error, now);
         }
         idle
     }
 
     /// Goes on without a source.
     #[cold]
-    fn end_source(&mut self, place: usize, error: Option<SourceError>) {
-        if place >= self.sources.len() || place >= self.taps.len() {
+    fn end_source(&mut self, position: usize, error: Option<SourceError>, now: Nanos) {
+        if position >= self.sources.len() || position >= self.taps.len() {
             return;
         }
-        self.sources.remove(place);
-        let source = self.taps.remove(place).number;
+        drop(self.sources.remove(position));
+        let place = self.taps.remove(position).place;
+        self.publish(now);
         if let Some(error) = error {
-            let _ = self.events.send(Event::SourceEnded { worker: self.number, source, error });
+            let _ = self.events.send(Event::SourceEnded { worker: self.number, place, error });
         }
     }
 
     fn publish(&self, now: Nanos) {
         let seen_through = self.taps.iter().map(|tap| tap.seen_through).min();
-        self.pipeline.publish(&self.counts, now, seen_through.unwrap_or(now));
+        self.pipeline.publish(&self.counts, now, seen_through.unwrap_or(now - IN_KERNEL));
     }
 
     /// Asks every source for its own counters, and notices one that has failed.
-    fn ask(&mut self) {
+    fn ask(&mut self, now: Nanos) {
         let mut failed = None;
-        for (place, (source, tap)) in self.sources.iter_mut().zip(&self.taps).enumerate() {
+        for (position, (source, tap)) in self.sources.iter_mut().zip(&self.taps).enumerate() {
             match source.counters() {
                 Ok(own) => {
-                    if let Some(count) = self.counts.get_mut(tap.number) {
-                        count.own = own;
+                    if let Some(count) = self.counts.get_mut(tap.place) {
+                        count.own = own.after(&tap.before);
                     }
                 }
-                Err(error) => failed = Some((place, error)),
+                Err(error) => failed = Some((position, error)),
             }
         }
-        if let Some((place, error)) = failed {
-            self.end_source(place, Some(error));
+        if let Some((position, error)) = failed {
+            self.end_source(position, Some(error), now);
         }
     }
 }
@@ -200,6 +279,13 @@ impl<S: Source> LiveWorker<S> {
 #[must_use]
 pub fn clock() -> Nanos {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    Nanos(now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec))
+}
+
+/// Time since the machine was started, that which it slept included: a clock that nobody sets.
+#[must_use]
+pub fn since_boot() -> Nanos {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Nanos(now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec))
 }
 
@@ -257,28 +343,46 @@ mod tests {
         }
     }
 
-    fn worker(sources: Vec<Scripted>) -> (LiveWorker<Scripted>, Arc<Shared>, Stop, Events) {
+    /// A worker, and what its engine holds.
+    struct Bench {
+        worker: LiveWorker<Scripted>,
+        shared: Arc<Shared>,
+        stop: Arc<AtomicBool>,
+        sources: crossbeam::channel::Sender<Assignment<Scripted>>,
+        bell: Arc<OwnedFd>,
+        events: Receiver<Event>,
+    }
+
+    fn worker(sources: Vec<Scripted>) -> Bench {
         let shared = Arc::new(Shared::new(0, sources.len()));
         let recorder = Recorder::new(0, Arc::new(Lane::new(0)), Supply::Ahead, 65_535);
         let flow = FlowConfig { table_bytes: 1 << 20, ..FlowConfig::default() };
         let pipeline = Pipeline::new(flow, recorder, Arc::clone(&shared), WhenFull::Lose);
-        let fd = rustix::event::eventfd(0, EventfdFlags::NONBLOCK).expect("an eventfd");
-        let stop = Stop { flag: Arc::new(AtomicBool::new(false)), fd: Arc::new(fd) };
+        let bell = Arc::new(rustix::event::eventfd(0, EventfdFlags::NONBLOCK).expect("an eventfd"));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (sources_in, sources_out) = unbounded();
+        for (place, source) in sources.into_iter().enumerate() {
+            sources_in.send(Assignment { place, source }).expect("open");
+        }
+        let orders =
+            Orders { stop: Arc::clone(&stop), sources: sources_out, bell: Arc::clone(&bell) };
         let (events_in, events) = unbounded();
-        let pipeline = pipeline.expect("a pipeline");
-        (LiveWorker::new(0, sources, pipeline, stop.clone(), events_in), shared, stop, events)
+        let worker = LiveWorker::new(0, pipeline.expect("a pipeline"), orders, events_in);
+        Bench { worker, shared, stop, sources: sources_in, bell, events }
     }
 
-    type Events = crossbeam::channel::Receiver<Event>;
+    fn ring(bell: &OwnedFd) {
+        rustix::io::write(bell, &1_u64.to_ne_bytes()).expect("an eventfd");
+    }
 
     #[test]
     fn what_lies_in_the_rings_at_the_stop_is_taken_and_counted() {
-        let (worker, shared, stop, events) =
+        let bench =
             worker(vec![Scripted { left: 500, fails: false }, Scripted { left: 20, fails: false }]);
         // Told to stop before it even began: it drains all the same.
-        stop.flag.store(true, Ordering::Release);
-        worker.run().expect("no error");
-        let counts = shared.counters.read();
+        bench.stop.store(true, Ordering::Release);
+        bench.worker.run().expect("no error");
+        let counts = bench.shared.counters.read();
         assert_eq!(counts.received, 520);
         assert_eq!(counts.dropped[DropReason::NoSegment.index()], 520);
         assert_eq!(counts.imbalance(), 0);
@@ -286,26 +390,57 @@ mod tests {
         assert_eq!(frames, [500, 20]);
         assert!(counts.sources.iter().all(|source| source.own.ring_full == 7));
         assert_eq!(counts.complete_through, Nanos::MAX);
-        assert!(events.is_empty());
+        assert!(bench.events.is_empty());
     }
 
     #[test]
     fn a_source_that_fails_leaves_the_others_their_worker() {
-        let (worker, shared, stop, events) =
+        let Bench { worker, shared, stop, events, .. } =
             worker(vec![Scripted { left: 3, fails: true }, Scripted { left: 100, fails: false }]);
         let thread = std::thread::spawn(move || worker.run());
-        let Event::SourceEnded { worker, source, .. } = events.recv().expect("an event");
-        assert_eq!((worker, source), (0, 0));
-        stop.flag.store(true, Ordering::Release);
+        let event = events.recv().expect("an event");
+        assert!(matches!(event, Event::SourceEnded { worker: 0, place: 0, .. }), "{event:?}");
+        stop.store(true, Ordering::Release);
         thread.join().expect("no panic").expect("no error");
         assert_eq!(shared.counters.read().received, 103);
     }
 
     #[test]
-    fn a_worker_without_a_source_ends() {
-        let (worker, shared, _stop, events) = worker(vec![Scripted { left: 3, fails: true }]);
-        worker.run().expect("no error");
-        assert_eq!(shared.counters.read().received, 3);
-        assert_eq!(events.len(), 1);
+    fn a_worker_without_a_source_waits_for_the_next_and_counts_on() {
+        let Bench { worker, shared, stop, sources, bell, events } =
+            worker(vec![Scripted { left: 3, fails: true }]);
+        let thread = std::thread::spawn(move || worker.run());
+        for round in 1..=2 {
+            let event = events.recv().expect("an event");
+            assert!(matches!(event, Event::SourceEnded { place: 0, .. }), "{event:?}");
+            // Published before it was told.
+            assert_eq!(shared.counters.read().sources[0].frames, 3 * round);
+            let source = Scripted { left: 3, fails: round == 1 };
+            sources.send(Assignment { place: 0, source }).expect("it listens");
+            ring(&bell);
+        }
+        while shared.counters.read().received < 9 {
+            std::thread::yield_now();
+        }
+        stop.store(true, Ordering::Release);
+        ring(&bell);
+        thread.join().expect("no panic").expect("no error");
+        let counts = shared.counters.read();
+        assert_eq!(counts.received, 9);
+        assert_eq!(counts.imbalance(), 0);
+    }
+
+    #[test]
+    fn a_worker_that_was_kept_from_its_round_says_so() {
+        let Bench { mut worker, events, .. } = worker(Vec::new());
+        let now = clock();
+        worker.come_round(now);
+        assert!(events.is_empty());
+        worker.round.boot = worker.round.boot - STALL;
+        worker.round.wall = now - STALL;
+        worker.come_round(now);
+        let event = events.try_recv().expect("an event");
+        let Event::Stalled { worker: 0, from, to } = event else { panic!("{event:?}") };
+        assert_eq!((from, to), (now - STALL, now));
     }
 }

@@ -115,7 +115,7 @@ pub struct Program {
     queues: u32,
     clock: StampClock,
     id: u32,
-    ebpf: Ebpf,
+    ebpf: Mutex<Ebpf>,
     sockets: Mutex<XskMap<MapData>>,
     counters: PerCpuArray<MapData, QueueCounters>,
     link: Mutex<Option<FdLink>>,
@@ -128,7 +128,7 @@ impl fmt::Debug for Program {
 }
 
 impl Program {
-    /// Loads the program for an interface with so many receive queues. It is not attached yet.
+    /// Loads the program, with places for so many receive queues. It is not attached yet.
     ///
     /// # Errors
     /// [`ProgramError::NotPermitted`], or [`ProgramError::Load`].
@@ -172,7 +172,7 @@ impl Program {
             queues,
             clock,
             id,
-            ebpf,
+            ebpf: Mutex::new(ebpf),
             sockets: Mutex::new(sockets),
             counters,
             link: Mutex::new(None),
@@ -185,9 +185,12 @@ impl Program {
     /// Native XDP leaves a driver that cannot for the generic hook; the reason comes back in
     /// [`Attached::fallback`] and belongs in the log.
     ///
+    /// A program that was taken off can be attached again, also to the interface that has taken
+    /// the place of a removed one: its counters go on, and so do the sockets that are still open.
+    ///
     /// # Errors
     /// [`ProgramError`], with what to do about it.
-    pub fn attach(&mut self, link: &Link, mode: Mode) -> Result<Attached, ProgramError> {
+    pub fn attach(&self, link: &Link, mode: Mode) -> Result<Attached, ProgramError> {
         let (attached, held) = match mode {
             Mode::Native => (
                 Attached { mode: AttachMode::Native, fallback: None },
@@ -272,7 +275,7 @@ impl Program {
         &self.iface
     }
 
-    /// Receive queues that the program was loaded for.
+    /// Receive queues that the program has places for.
     #[must_use]
     pub fn queues(&self) -> u32 {
         self.queues
@@ -296,9 +299,14 @@ impl Program {
     /// Cannot fail once loaded; the library that keeps it asks.
     pub fn with_fd<T>(&self, f: impl FnOnce(BorrowedFd<'_>) -> T) -> Result<T, ProgramError> {
         let missing = || load_error(&self.iface, io::Error::other("the program is not loaded"));
-        let program = self.ebpf.program(PROGRAM).ok_or_else(missing)?;
+        let ebpf = self.ebpf();
+        let program = ebpf.program(PROGRAM).ok_or_else(missing)?;
         let fd = program.fd().map_err(|error| load_error(&self.iface, error))?;
         Ok(f(std::os::fd::AsFd::as_fd(fd)))
+    }
+
+    fn ebpf(&self) -> MutexGuard<'_, Ebpf> {
+        self.ebpf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn link(&self) -> MutexGuard<'_, Option<FdLink>> {
@@ -309,13 +317,13 @@ impl Program {
         ProgramError::Map { doing, iface: self.iface.clone(), source }
     }
 
-    fn try_mode(&mut self, link: &Link, mode: AttachMode) -> Result<FdLink, Refusal> {
+    fn try_mode(&self, link: &Link, mode: AttachMode) -> Result<FdLink, Refusal> {
         let flag = match mode {
             AttachMode::Native => XdpMode::Driver,
             AttachMode::Generic => XdpMode::Skb,
         };
-        let xdp: &mut Xdp = self
-            .ebpf
+        let mut ebpf = self.ebpf();
+        let xdp: &mut Xdp = ebpf
             .program_mut(PROGRAM)
             .ok_or_else(|| Refusal::other("the program is not loaded"))?
             .try_into()

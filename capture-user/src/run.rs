@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use capture_flow::config::FlowConfig;
 use capture_flow::frame::LinkType;
 use capture_flow::join::{JoinConfig, Joiner};
-use capture_flow::time::Nanos;
+use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::Provenance;
 use capture_store::ledger::{LedgerWriter, Note};
 use capture_store::segment::{SealPolicy, SegmentSpec};
@@ -18,6 +18,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use tracing::{info, warn};
 
 use crate::account::WorkerCounts;
+use crate::blind::Blindness;
 use crate::budget::{Disk, Keeper};
 use crate::config::{Config, Space};
 use crate::confine::Kept;
@@ -25,6 +26,7 @@ use crate::flush::{End, Flush, FlushTotals, ReplayedFiles};
 use crate::interval::{Intervals, Probe};
 use crate::keeper::{KeeperNews, Lane, Making, Preparer, Sealer};
 use crate::names::InterfaceNames;
+use crate::silence::SignsOfLife;
 use crate::status::Totals;
 use crate::units::{Bytes, Grouped};
 use crate::worker::{ReplayClock, Shared};
@@ -40,7 +42,7 @@ pub struct Run {
     /// Bytes kept of each frame.
     snaplen: u32,
     /// Length of a ledger interval.
-    interval: capture_flow::time::NanosDelta,
+    interval: NanosDelta,
     /// Capabilities that the threads keep.
     pub kept: Kept,
     /// One for each worker.
@@ -53,6 +55,8 @@ pub struct Run {
     pub files: ReplayedFiles,
     /// What the flush thread counts.
     pub totals: Arc<FlushTotals>,
+    /// Times in which the sensor could not see.
+    pub blind: Arc<Blindness>,
     /// What the store takes on disk.
     pub disk: Arc<Disk>,
     /// Things to be said in the ledger.
@@ -117,6 +121,7 @@ impl Run {
             names: Arc::default(),
             files: Arc::new(Mutex::new(Vec::new())),
             totals: Arc::default(),
+            blind: Arc::default(),
             disk,
             notes,
             notes_out,
@@ -202,6 +207,7 @@ impl Run {
         clock: &str,
         from: Nanos,
         probe: Box<dyn Probe>,
+        signs: SignsOfLife,
     ) -> Result<Flush> {
         let sensor = &self.store.identity().sensor;
         let join = JoinConfig {
@@ -212,7 +218,7 @@ impl Run {
             LogPolicy { community_id_seed: self.flow.community_id_seed, ..LogPolicy::default() };
         let start = Note::Start {
             program: concat!("stillwired ", env!("CARGO_PKG_VERSION")).to_owned(),
-            policy: self.policy(),
+            policy: format!("{}{}", self.policy(), signs.policy()),
             identity: Some(self.store.store().identity_hash().context("cannot read sensor.json")?),
         };
         let _ = self.notes.send(start);
@@ -223,6 +229,8 @@ impl Run {
             ledger: LedgerWriter::open(&self.store)?,
             intervals: Intervals::new(sensor, &self.id, mode, clock, from),
             probe,
+            blind: Arc::clone(&self.blind),
+            signs,
             news: self.news_out.clone(),
             seals: self.seals.clone(),
             notes: self.notes_out.clone(),
@@ -242,7 +250,8 @@ impl Run {
         }
     }
 
-    /// Starts the flush thread of a capture that begins at `from`.
+    /// Starts the flush thread of a capture that begins at `from`. An interface without any frame
+    /// for longer than `silence_limit` counts as blind.
     ///
     /// # Errors
     /// The ledger cannot be read, or the thread not be started.
@@ -251,8 +260,10 @@ impl Run {
         from: Nanos,
         clock: &str,
         probe: Box<dyn Probe>,
+        silence_limit: Option<NanosDelta>,
     ) -> Result<FlushThread> {
-        let flush = self.flush("capture", clock, from, probe)?;
+        let signs = SignsOfLife::new(silence_limit);
+        let flush = self.flush("capture", clock, from, probe, signs)?;
         let kept = self.kept;
         FlushThread::start(move |stop| {
             kept.confine();
@@ -266,7 +277,8 @@ impl Run {
     /// The ledger cannot be read, or the thread not be started.
     pub fn start_replay_flush(&self, from: Nanos, clock: Arc<ReplayClock>) -> Result<FlushThread> {
         let probe = Box::new(crate::interval::NoKernel);
-        let flush = self.flush("replay", "packet", from, probe)?;
+        // Nobody can say how long a file was silent.
+        let flush = self.flush("replay", "packet", from, probe, SignsOfLife::default())?;
         let worker = thread::current();
         FlushThread::start(move |stop| flush.replay(stop, &clock, &worker))
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::args::SilenceLimit;
+
 /// Why a text is not the value it should be.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum UnitError {
@@ -117,6 +119,17 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
         Some(ns) if i64::try_from(ns).is_ok() => Ok(Duration::from_nanos(ns)),
         _ => Err(UnitError::TooLarge { text: text.to_owned() }),
     }
+}
+
+/// Parses a length of time, or `none`.
+///
+/// # Errors
+/// As [`parse_duration`].
+pub fn parse_silence_limit(text: &str) -> Result<SilenceLimit, UnitError> {
+    if text.eq_ignore_ascii_case("none") {
+        return Ok(SilenceLimit(None));
+    }
+    parse_duration(text).map(|limit| SilenceLimit(Some(limit)))
 }
 
 /// Prints a number of bytes in binary units: `1.5 GiB`.

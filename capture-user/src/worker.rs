@@ -1,7 +1,7 @@
 //! One core's loop: frames come in batches, are recorded, and become sessions.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, Thread};
 
 use capture_flow::config::ConfigError;
@@ -32,17 +32,30 @@ pub struct Shared {
     pub counters: CachePadded<WorkerCounters>,
     /// Session updates on their way to the flush thread.
     pub updates: ArrayQueue<SessionUpdate>,
+    ended: AtomicBool,
 }
 
 impl Shared {
-    /// Nothing counted, nothing on its way, for a worker with so many sources.
+    /// Nothing counted, nothing on its way, for a worker with places for so many sources.
     #[must_use]
     pub fn new(worker: u16, sources: usize) -> Self {
         Self {
             worker,
             counters: CachePadded::new(WorkerCounters::new(sources)),
             updates: ArrayQueue::new(HAND_OFF),
+            ended: AtomicBool::new(false),
         }
+    }
+
+    /// The worker has ended: it shows no sign of life any more.
+    pub fn set_ended(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    /// Whether the worker has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 }
 

@@ -20,6 +20,7 @@
 //! All of it needs root. Without it the tests fail, they do not skip.
 
 pub mod account;
+pub mod blind;
 pub mod netns;
 pub mod outside;
 pub mod process;

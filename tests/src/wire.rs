@@ -50,11 +50,23 @@ impl WireSpec {
     /// # Errors
     /// Without root, `ip` and `ethtool`.
     pub fn build(self) -> Result<Wire> {
-        let sender = Namespace::new("tx")?;
-        let sensor = Namespace::new("rx")?;
+        let wire =
+            Wire { sender: Namespace::new("tx")?, sensor: Namespace::new("rx")?, spec: self };
+        wire.lay()?;
+        Ok(wire)
+    }
+}
+
+impl Wire {
+    /// Lays the wire (again, after [`Wire::remove`]): both ends are new interfaces of the old names.
+    ///
+    /// # Errors
+    /// As [`WireSpec::build`].
+    pub fn lay(&self) -> Result<()> {
+        let (sender, sensor, spec) = (&self.sender, &self.sensor, &self.spec);
         // Both ends get as many queues of both kinds: a veth refuses an XDP program while its peer
         // has more TX queues than it has RX queues.
-        let queues = self.queues.to_string();
+        let queues = spec.queues.to_string();
         let counts = ["numtxqueues", &queues, "numrxqueues", &queues];
         let mut args = vec!["link", "add", Wire::SENDER];
         args.extend(counts);
@@ -62,17 +74,25 @@ impl WireSpec {
         args.extend(counts);
         args.extend(["netns", sensor.name()]);
         sender.run("ip", &args).context("making the veth pair")?;
-        let mtu = self.mtu.to_string();
-        for (namespace, interface) in [(&sender, Wire::SENDER), (&sensor, Wire::SENSOR)] {
+        let mtu = spec.mtu.to_string();
+        for (namespace, interface) in [(sender, Wire::SENDER), (sensor, Wire::SENSOR)] {
             silence(namespace, interface)?;
             namespace
                 .run("ip", &["link", "set", interface, "mtu", &mtu, "arp", "off", "up"])
                 .with_context(|| format!("bringing {interface} up"))?;
         }
-        if self.by_flow {
-            spread(&sender, self.queues)?;
+        if spec.by_flow {
+            spread(sender, spec.queues)?;
         }
-        Ok(Wire { sender, sensor })
+        Ok(())
+    }
+
+    /// Removes both ends of the wire, as if the card had been pulled out.
+    ///
+    /// # Errors
+    /// Where it is removed already.
+    pub fn remove(&self) -> Result<()> {
+        self.sensor.run("ip", &["link", "del", Self::SENSOR]).map(drop)
     }
 }
 
@@ -121,6 +141,7 @@ pub struct Wire {
     pub sender: Namespace,
     /// Where the sensor listens, on [`Wire::SENSOR`].
     pub sensor: Namespace,
+    spec: WireSpec,
 }
 
 impl Wire {

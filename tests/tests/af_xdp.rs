@@ -49,7 +49,7 @@ struct Receiver {
 impl Receiver {
     fn open(mode: Mode, ring_size: u32) -> Result<Self> {
         let link = Link::by_name(Wire::SENSOR)?;
-        let mut program = Program::load(&link.name, link.rx_queues)?;
+        let program = Program::load(&link.name, link.rx_queues)?;
         let attached = program.attach(&link, mode)?;
         let sources = (0..link.rx_queues)
             .map(|queue| {
@@ -305,7 +305,7 @@ fn a_second_program_is_refused_and_names_the_first() {
             let first = Receiver::open(Mode::Native, 64)?;
             let link = Link::by_name(Wire::SENSOR)?;
             for mode in [Mode::Auto, Mode::Native, Mode::Generic] {
-                let mut second = Program::load(&link.name, link.rx_queues)?;
+                let second = Program::load(&link.name, link.rx_queues)?;
                 let error = second.attach(&link, mode).unwrap_err();
                 let ProgramError::Occupied { program_id, .. } = &error else {
                     panic!("{mode:?}: {error:?}")
@@ -330,7 +330,7 @@ fn too_few_queues_for_the_peer_leave_the_generic_hook() {
                        peer name odd1 numrxqueues 2 numtxqueues 2";
             wire.sensor.run("ip", &add.split_whitespace().collect::<Vec<_>>())?;
             let link = Link::by_name("odd0")?;
-            let mut program = Program::load(&link.name, link.rx_queues)?;
+            let program = Program::load(&link.name, link.rx_queues)?;
             let error = program.attach(&link, Mode::Native).unwrap_err();
             assert!(error.to_string().contains("queues"), "{error}");
             let attached = program.attach(&link, Mode::Auto)?;
@@ -380,7 +380,7 @@ fn a_driver_without_native_xdp_leaves_the_generic_hook() {
     wire.sensor
         .enter(|| {
             let link = Link::by_name("lo")?;
-            let mut program = Program::load(&link.name, link.rx_queues)?;
+            let program = Program::load(&link.name, link.rx_queues)?;
             let error = program.attach(&link, Mode::Native).unwrap_err();
             assert!(error.to_string().contains("--mode generic"), "{error}");
             let attached = program.attach(&link, Mode::Auto)?;

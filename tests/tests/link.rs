@@ -47,7 +47,7 @@ fn somebody_elses_program_is_seen() {
     let wire = Wire::new().unwrap();
     wire.sensor
         .enter(|| {
-            let mut program = capture_user::program::Program::load(Wire::SENSOR, 1)?;
+            let program = capture_user::program::Program::load(Wire::SENSOR, 1)?;
             let link = Link::by_name(Wire::SENSOR)?;
             program.attach(&link, capture_user::args::Mode::Generic)?;
             let xdp = Link::by_name(Wire::SENSOR)?.xdp.expect("a program is attached");

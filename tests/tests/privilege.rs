@@ -34,7 +34,7 @@ fn without(missing: Capability) -> Vec<Capability> {
 fn open(ring_size: u32) -> Result<()> {
     let link = Link::by_name(Wire::SENSOR)?;
     let _promiscuous = Promiscuous::on(&link)?;
-    let mut program = Program::load(&link.name, link.rx_queues)?;
+    let program = Program::load(&link.name, link.rx_queues)?;
     let attached = program.attach(&link, Mode::Auto)?;
     let config = AfXdpConfig { iface: IfaceId(0), queue: 0, ring_size, frame_size: 2048 };
     AfXdp::open(&config, &link, &program, attached.mode)?;
@@ -85,7 +85,7 @@ fn without_cap_net_raw_the_message_says_so() {
     let error = wire.sensor.enter(|| {
         let link = Link::by_name(Wire::SENSOR)?;
         keep(&without(Capability::CAP_NET_RAW))?;
-        let mut program = Program::load(&link.name, link.rx_queues)?;
+        let program = Program::load(&link.name, link.rx_queues)?;
         let attached = program.attach(&link, Mode::Auto)?;
         let config = AfXdpConfig { iface: IfaceId(0), queue: 0, ring_size: 64, frame_size: 2048 };
         AfXdp::open(&config, &link, &program, attached.mode)?;

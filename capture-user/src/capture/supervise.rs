@@ -1,31 +1,68 @@
-//! Watches over a capture while it runs, and ends it in order.
+//! Watches over a capture while it runs, mends what blinds it, and ends it in order.
 
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use capture_store::ledger::Note;
+use capture_store::ledger::{BlindCause, Note};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::SIGINT;
-use signal_hook::iterator::Signals;
-use tracing::{error, info};
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
+use tracing::{error, info, warn};
 
-use super::{Running, WorkerThread};
+use super::crew::Crew;
+use super::interface::{Captured, Tools};
+use super::kernel::KernelSide;
+use crate::blind::Subject;
 use crate::chain;
 use crate::config::CaptureConfig;
 use crate::keeper::{Preparer, Sealer};
-use crate::link::Link;
-use crate::live::{Event, Stop};
-use crate::run::{Run, panic_text};
+use crate::link::{LinkChange, LinkWatch};
+use crate::live::{Event, clock};
+use crate::run::{FlushThread, Run};
+use crate::source::SourceError;
 use crate::status::Status;
 
-/// How often the engine looks at its threads, at signals and at the clock.
-const LOOK: Duration = Duration::from_millis(25);
-/// How often it looks whether XDP still is where it was put.
-const LOOK_AT_XDP: Duration = Duration::from_secs(1);
+/// How often everything is looked at although nothing was told: a detached program, a new queue
+/// and the loss of a carrier tell nobody, or late. It bounds by how much the ledger takes a blind
+/// time for longer than it was; a look is a few questions to the kernel, some tens of
+/// microseconds each.
+const LOOK: Duration = Duration::from_millis(100);
+/// How often the workers are looked at that drain their rings at the end.
+const DRAINING: Duration = Duration::from_millis(5);
 
-impl Running {
+/// Signals that end a capture.
+pub(super) type Signals = SignalDelivery<UnixStream, SignalOnly>;
+
+/// A capture under way.
+pub(super) struct Supervisor {
+    interfaces: Vec<Captured>,
+    crew: Crew,
+    kernel: KernelSide,
+    watch: LinkWatch,
+    flush: FlushThread,
+    started: Instant,
+    looked: Option<Instant>,
+    /// Workers that ended although nobody told them, and whose queues nobody else has yet.
+    ended: Vec<u16>,
+}
+
+impl Supervisor {
+    /// Takes over what was started.
+    pub(super) fn new(
+        interfaces: Vec<Captured>,
+        crew: Crew,
+        kernel: KernelSide,
+        watch: LinkWatch,
+        flush: FlushThread,
+        started: Instant,
+    ) -> Self {
+        Self { interfaces, crew, kernel, watch, flush, started, looked: None, ended: Vec::new() }
+    }
+
     /// Watches over the capture until it ends, then ends it in order.
     pub(super) fn run(
         mut self,
@@ -37,7 +74,6 @@ impl Running {
     ) -> Result<ExitCode> {
         let mut status = Status::new(config.common.quiet);
         let mut healthy = true;
-        let mut looked_at_xdp = Instant::now();
         loop {
             if let Some(signal) = signals.pending().next() {
                 status.clear();
@@ -47,47 +83,38 @@ impl Running {
             if self.is_enough(config, run) {
                 break;
             }
-            healthy &= self.note_events(run);
-            healthy &= self.note_ended_workers(run);
-            if looked_at_xdp.elapsed() >= LOOK_AT_XDP {
-                looked_at_xdp = Instant::now();
-                healthy &= self.note_lost_programs(run);
-            }
-            if !self.flush.is_alive() || !preparer.is_alive() || !sealer.is_alive() {
+            healthy &= self.look(config, run);
+            let lost = if !self.flush.is_alive() || !preparer.is_alive() || !sealer.is_alive() {
+                Some("a thread of the engine has failed; stopping while the record is whole")
+            } else if !self.crew.any_runs() {
+                Some("no worker is left; stopping")
+            } else if !config.heal && !self.interfaces.iter().any(Captured::is_captured) {
+                Some("no interface is left to capture; stopping")
+            } else {
+                None
+            };
+            if let Some(lost) = lost {
                 status.clear();
-                error!("a thread of the engine has failed; stopping while the record is whole");
-                healthy = false;
-                break;
-            }
-            if self.interfaces.iter().all(|captured| !captured.alive) {
-                status.clear();
-                error!("no interface is left to capture; stopping");
-                healthy = false;
-                break;
-            }
-            if self.workers.iter().all(|worker| worker.thread.is_none()) {
-                status.clear();
-                error!("no worker is left; stopping");
+                error!("{lost}");
                 healthy = false;
                 break;
             }
             status.show(&run.totals());
-            thread::sleep(LOOK);
+            self.wait(&signals, config);
         }
         // XDP first, then the workers drain what already lies in the rings: at the end every
         // frame that the program steered is either received or lost, and counted as such.
-        self.flush.announce_end(crate::live::clock());
-        self.interfaces.iter().for_each(|captured| captured.program.detach());
-        stop_workers(&self.stop);
-        while self.workers.iter().any(WorkerThread::runs) {
+        self.flush.announce_end(clock());
+        self.interfaces.iter().for_each(Captured::detach);
+        self.crew.stop();
+        while self.crew.any_runs() {
             if signals.pending().next().is_some() {
                 status.clear();
                 info!("already stopping; frames that were received are being written");
             }
-            thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(DRAINING);
         }
-        healthy &= self.note_events(run);
-        let in_order = self.note_ended_workers(run);
+        let in_order = self.hear(run);
         healthy &= in_order;
         status.clear();
         healthy &= !preparer.stop();
@@ -104,81 +131,103 @@ impl Running {
             || config.count.is_some_and(|count| run.counts().received >= count)
     }
 
-    /// Says what workers reported; false if anything went wrong.
-    fn note_events(&mut self, run: &Run) -> bool {
-        let mut fine = true;
-        for event in self.events.try_iter() {
-            let Event::SourceEnded { worker, source, error } = event;
-            fine = false;
-            error!("{}; the other sources go on", chain(&error));
-            let _ = run.notes.send(Note::Said { text: chain(&error) });
-            let taps = self.sources.get(usize::from(worker));
-            if let Some((interface, _)) = taps.and_then(|taps| taps.get(source))
-                && let Some(captured) = self.interfaces.get_mut(*interface)
-            {
-                captured.alive = false;
+    /// Waits for a signal, a change of a link, or until it is time to look.
+    fn wait(&self, signals: &Signals, config: &CaptureConfig) {
+        let left = config.duration.map(|duration| duration.saturating_sub(self.started.elapsed()));
+        let timeout = left.map_or(LOOK, |left| left.min(LOOK));
+        let timeout = Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
+        let mut fds = [
+            PollFd::from_borrowed_fd(signals.get_read().as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.watch.as_fd(), PollFlags::IN),
+        ];
+        // An interrupted call is a reason to look as well; nothing else can fail here.
+        let _ = poll(&mut fds, Some(&timeout));
+    }
+
+    /// Hears what workers and the kernel have told, looks at every interface where there is
+    /// reason to or it is time, and mends what can be mended. False if something went wrong that
+    /// an operator must see to.
+    fn look(&mut self, config: &CaptureConfig, run: &Run) -> bool {
+        let mut due = self.looked.is_none_or(|at| at.elapsed() >= LOOK);
+        let interfaces = &mut self.interfaces;
+        self.watch.changes(|change| match change {
+            LinkChange::Changed(link) => {
+                for captured in interfaces.iter_mut().filter(|captured| captured.is(&link)) {
+                    due = true;
+                    if !link.runs() {
+                        captured.note_down();
+                    }
+                }
+            }
+            LinkChange::Gone(link) => due |= interfaces.iter().any(|captured| captured.is(&link)),
+            LinkChange::Missed => due = true,
+        });
+        if !due {
+            return true;
+        }
+        self.looked = Some(Instant::now());
+        let fine = self.hear(run);
+        let mut tools = Tools { config, crew: &mut self.crew, kernel: &self.kernel };
+        for captured in &mut self.interfaces {
+            captured.look(config.heal, &run.blind, &mut tools);
+        }
+        // Others have taken its queues over.
+        if self.interfaces.iter().all(Captured::is_served) {
+            for worker in self.ended.drain(..) {
+                run.blind.end(&Subject::worker(BlindCause::WorkerEnded, worker), clock());
             }
         }
         fine
     }
 
-    /// Notices workers that ended although nobody told them; false if there are any.
-    fn note_ended_workers(&mut self, run: &Run) -> bool {
-        let stopping = self.stop.flag.load(Ordering::Acquire);
+    /// Hears what workers told, and notices those that ended although nobody told them; false if
+    /// there are any.
+    fn hear(&mut self, run: &Run) -> bool {
+        for event in self.crew.events() {
+            match event {
+                Event::SourceEnded { worker, place, error } => {
+                    let failure = match &error {
+                        // The interface itself says so.
+                        SourceError::InterfaceGone { .. } => None,
+                        other => Some(chain(other)),
+                    };
+                    if let Some(failure) = &failure {
+                        error!("{failure}; the other sources go on");
+                    }
+                    if let Some((number, queue)) = self.crew.queue_at(worker, place)
+                        && let Some(captured) = self.interfaces.get_mut(number)
+                    {
+                        captured.lose(queue, failure, &self.kernel);
+                    }
+                }
+                Event::Stalled { worker, from, to } => {
+                    warn!(worker, "did not run for {:.1} s", (to - from).as_secs_f64());
+                    let stalled = Subject::worker(BlindCause::WorkerStalled, worker);
+                    run.blind.was(stalled, from, to, "");
+                }
+            }
+        }
         let mut fine = true;
-        for worker in &mut self.workers {
-            let Some(thread) = worker.thread.take_if(|thread| thread.is_finished()) else {
-                continue;
-            };
-            let text = match thread.join() {
-                Ok(Ok(())) if stopping => continue,
-                Ok(Ok(())) => "it has no source left".to_owned(),
-                Ok(Err(error)) => error.to_string(),
-                Err(panic) => format!("it failed: {}", panic_text(&*panic)),
-            };
+        for (worker, why) in self.crew.ended() {
+            let Some(shared) = run.workers.get(usize::from(worker)) else { continue };
+            shared.set_ended();
+            let Some(why) = why else { continue };
             fine = false;
-            let text = format!("worker {} has ended: {text}", worker.number);
+            let text = format!("worker {worker} has ended: {why}");
             error!("{text}");
+            let last = shared.counters.read().engine_now;
+            let ended = Subject::worker(BlindCause::WorkerEnded, worker);
+            run.blind.begin(ended, last.min(clock()), &why);
+            self.ended.push(worker);
             let _ = run.notes.send(Note::Said { text });
-        }
-        fine
-    }
-
-    /// Notices programs that somebody took off their interface; false if there are any.
-    fn note_lost_programs(&mut self, run: &Run) -> bool {
-        let mut fine = true;
-        for captured in self.interfaces.iter_mut().filter(|captured| captured.alive) {
-            let Ok(now) = Link::by_index(captured.link.index) else {
-                // Gone: its sockets say so themselves.
-                continue;
-            };
-            if !captured.program.is_attached(&now) {
-                fine = false;
-                captured.alive = false;
-                let text = format!(
-                    "the XDP program was taken off {}: nothing is captured there any more; start \
-                     again to put it back",
-                    captured.link.name
-                );
-                error!("{text}");
-                let _ = run.notes.send(Note::Said { text });
+            for captured in &mut self.interfaces {
+                for queue in captured.queues_of(worker) {
+                    captured.lose(queue, None, &self.kernel);
+                }
             }
         }
         fine
     }
-}
-
-impl WorkerThread {
-    fn runs(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
-    }
-}
-
-/// Tells the workers to drain their rings and to end.
-pub(super) fn stop_workers(stop: &Stop) {
-    stop.flag.store(true, Ordering::Release);
-    // Cannot fail short of 2^64 stops.
-    let _ = rustix::io::write(&*stop.fd, &1_u64.to_ne_bytes());
 }
 
 fn signal_name(signal: i32) -> &'static str {

@@ -1,6 +1,7 @@
-//! The little of rtnetlink that a sensor asks: one interface, and the routes.
+//! The little of rtnetlink that a sensor asks: one interface, the routes, and to be told when a
+//! link changes.
 //!
-//! Written out here rather than taken from a crate, since it is two requests and one walk over
+//! Written out here rather than taken from a crate, since it is a few requests and one walk over
 //! attributes, and the crates bring an asynchronous runtime. Constants and layouts: Linux
 //! `include/uapi/linux/{netlink,rtnetlink,if_link}.h`.
 
@@ -11,6 +12,7 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 pub(super) const RTM_NEWLINK: u16 = 16;
+pub(super) const RTM_DELLINK: u16 = 17;
 pub(super) const RTM_GETLINK: u16 = 18;
 pub(super) const RTM_NEWADDR: u16 = 20;
 pub(super) const RTM_GETADDR: u16 = 22;
@@ -52,11 +54,9 @@ pub(super) fn ask(
     let mut buffer = vec![0_u8; 64 * 1024];
     loop {
         let (received, _) = rustix::net::recv(&socket, buffer.as_mut_slice(), RecvFlags::empty())?;
-        let mut rest = buffer.get(..received).unwrap_or_default();
-        while let Some((header, _)) = rest.split_at_checked(HEADER) {
-            let length = u32_at(header, 0).unwrap_or(0) as usize;
-            let Some(message) = rest.get(HEADER..length) else { return Err(cut()) };
-            match u16_at(header, 4).unwrap_or(0) {
+        for message in messages(buffer.get(..received).unwrap_or_default()) {
+            let (kind, message) = message?;
+            match kind {
                 NLMSG_DONE => return Ok(()),
                 NLMSG_ERROR => {
                     let code = u32_at(message, 0).ok_or_else(cut)?.cast_signed();
@@ -73,9 +73,23 @@ pub(super) fn ask(
                 }
                 _ => {}
             }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
     }
+}
+
+/// Walks over the messages of one datagram: (type, body). An error is the last item.
+pub(super) fn messages(mut rest: &[u8]) -> impl Iterator<Item = io::Result<(u16, &[u8])>> {
+    std::iter::from_fn(move || {
+        let (header, _) = rest.split_at_checked(HEADER)?;
+        let length = u32_at(header, 0).unwrap_or(0) as usize;
+        let kind = u16_at(header, 4).unwrap_or(0);
+        let message = rest.get(HEADER..length);
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        if message.is_none() {
+            rest = &[];
+        }
+        Some(message.map(|message| (kind, message)).ok_or_else(cut))
+    })
 }
 
 fn open() -> io::Result<OwnedFd> {
@@ -119,6 +133,26 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_end_where_the_bytes_do() {
+        let mut bytes = Vec::new();
+        for (kind, body) in [(RTM_NEWLINK, &[1_u8, 2, 3][..]), (RTM_DELLINK, &[4; 8])] {
+            bytes.extend_from_slice(&((HEADER + body.len()) as u32).to_ne_bytes());
+            bytes.extend_from_slice(&kind.to_ne_bytes());
+            bytes.extend_from_slice(&[0; 10]);
+            bytes.extend_from_slice(body);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        let whole: Vec<_> = messages(&bytes).map(Result::unwrap).collect();
+        assert_eq!(whole, [(RTM_NEWLINK, &[1, 2, 3][..]), (RTM_DELLINK, &[4; 8][..])]);
+        for cut in 0..bytes.len() {
+            let some: Vec<_> = messages(&bytes[..cut]).map_while(Result::ok).collect();
+            assert_eq!(some, whole[..some.len()], "cut at {cut}");
+        }
+        // A length shorter than its own header must not be walked for ever.
+        assert_eq!(messages(&[0; 64]).count(), 1);
+    }
 
     #[test]
     fn attributes_end_where_the_bytes_do() {

@@ -117,11 +117,34 @@ pub struct AfXdp {
 
 impl AfXdp {
     /// Opens a socket on a queue and has the program steer the queue's frames to it. To be called
-    /// on the thread that will receive, once that is pinned: the memory comes from its node.
+    /// on the core that will receive: the memory comes from its node. A queue that another socket
+    /// has just left is waited for, up to two seconds.
     ///
     /// # Errors
     /// [`OpenError`], with what to do about it.
     pub fn open(
+        config: &AfXdpConfig,
+        link: &Link,
+        program: &Program,
+        attached: AttachMode,
+    ) -> Result<Self, OpenError> {
+        let mut tries = 0;
+        loop {
+            match Self::open_now(config, link, program, attached) {
+                Err(OpenError::Occupied { .. }) if tries < BUSY_TRIES => {
+                    tries += 1;
+                    std::thread::sleep(BUSY_PAUSE);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// As [`AfXdp::open`], without waiting.
+    ///
+    /// # Errors
+    /// As [`AfXdp::open`].
+    pub fn open_now(
         config: &AfXdpConfig,
         link: &Link,
         program: &Program,
@@ -346,7 +369,7 @@ fn bind(
         // spread the same frames over more cache. A zero-copy driver fills its own ring besides.
         let chunks = config.ring_size.saturating_mul(if binding.zero_copy { 2 } else { 1 });
         let sizes = Sizes { ring: config.ring_size, chunks, chunk_bytes: config.frame_size };
-        match bind_when_free(&link.name, config.queue, sizes, binding) {
+        match Rings::bind(&link.name, config.queue, sizes, binding) {
             Ok(rings) => return Ok((rings, binding)),
             Err(error) => match error.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES) => {
@@ -365,19 +388,6 @@ fn bind(
         }
     }
     Err(OpenError::Bind { name: name.to_owned(), source: refusal })
-}
-
-fn bind_when_free(iface: &str, queue: u32, sizes: Sizes, binding: Binding) -> io::Result<Rings> {
-    let mut tries = 0;
-    loop {
-        match Rings::bind(iface, queue, sizes, binding) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tries < BUSY_TRIES => {
-                tries += 1;
-                std::thread::sleep(BUSY_PAUSE);
-            }
-            other => return other,
-        }
-    }
 }
 
 /// Lets the process lock as much memory as it is allowed to: without CAP_IPC_LOCK the kernel

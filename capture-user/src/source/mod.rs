@@ -84,6 +84,30 @@ pub struct SourceCounters {
     pub invalid_descs: u64,
 }
 
+impl SourceCounters {
+    /// Frames that the source itself says it lost. Frames that came out of the ring and made no
+    /// whole frame are lost there as well.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.dropped.saturating_add(self.ring_full).saturating_add(self.malformed)
+    }
+
+    /// These counts on top of those of the source before.
+    #[must_use]
+    pub fn after(&self, before: &Self) -> Self {
+        Self {
+            frames: self.frames.saturating_add(before.frames),
+            bytes: self.bytes.saturating_add(before.bytes),
+            unstamped: self.unstamped.saturating_add(before.unstamped),
+            malformed: self.malformed.saturating_add(before.malformed),
+            ring_full: self.ring_full.saturating_add(before.ring_full),
+            dropped: self.dropped.saturating_add(before.dropped),
+            fill_ring_empty: self.fill_ring_empty.saturating_add(before.fill_ring_empty),
+            invalid_descs: self.invalid_descs.saturating_add(before.invalid_descs),
+        }
+    }
+}
+
 /// Why a source stopped giving frames.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
@@ -144,13 +168,13 @@ pub trait Source {
 pub enum Woken {
     /// A source may have frames.
     Frames,
-    /// `stop` became readable.
-    Stop,
+    /// The bell was rung: it is readable.
+    Called,
     /// The time passed.
     TimedOut,
 }
 
-/// Waits until one of the sources may have frames, `stop` becomes readable, or the time has
+/// Waits until one of the sources may have frames, `bell` becomes readable, or the time has
 /// passed. Polling an AF_XDP socket also makes the kernel look at its rings, so waiting is never
 /// longer than `timeout`, even for a driver that stalled.
 ///
@@ -158,11 +182,11 @@ pub enum Woken {
 /// What `poll` answers, other than an interrupted call, which counts as time passed.
 pub fn wait<S: Source>(
     sources: &[S],
-    stop: BorrowedFd<'_>,
+    bell: BorrowedFd<'_>,
     timeout: Duration,
 ) -> io::Result<Woken> {
     let mut fds = Vec::with_capacity(sources.len() + 1);
-    fds.push(PollFd::from_borrowed_fd(stop, PollFlags::IN));
+    fds.push(PollFd::from_borrowed_fd(bell, PollFlags::IN));
     for source in sources {
         match source.readiness() {
             Some(fd) => fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN)),
@@ -172,7 +196,7 @@ pub fn wait<S: Source>(
     let timeout = Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
     match poll(&mut fds, Some(&timeout)) {
         Ok(0) | Err(rustix::io::Errno::INTR) => Ok(Woken::TimedOut),
-        Ok(_) if fds.first().is_some_and(|stop| !stop.revents().is_empty()) => Ok(Woken::Stop),
+        Ok(_) if fds.first().is_some_and(|bell| !bell.revents().is_empty()) => Ok(Woken::Called),
         Ok(_) => Ok(Woken::Frames),
         Err(error) => Err(error.into()),
     }

@@ -245,12 +245,16 @@ impl AsRawFd for Rings {
 }
 
 /// The shared memory, by its address. xsk-rs lends the bytes from a descriptor on; the stamp lies
-/// in front of them. Not `Send`: a socket stays on the thread that opened it, where its memory is.
+/// in front of them.
 #[derive(Debug)]
 struct Memory {
     base: *mut u8,
     len: usize,
 }
+
+// SAFETY: the mapping belongs to the process and not to a thread, and only the owner of `Rings`,
+// which has the one `Memory` of its mapping, reaches into it.
+unsafe impl Send for Memory {}
 
 impl Memory {
     fn of(umem: &Umem, descriptors: &[FrameDesc], sizes: Sizes) -> Option<Self> {

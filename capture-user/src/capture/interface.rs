@@ -1,0 +1,397 @@
+//! One captured interface: what ails it, and how that is mended.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use capture_flow::frame::IfaceId;
+use capture_flow::time::Nanos;
+use capture_store::ledger::BlindCause;
+use tracing::{info, warn};
+
+use super::crew::{Crew, ServeError};
+use super::kernel::KernelSide;
+use super::refusal;
+use crate::args::Mode;
+use crate::blind::{Blindness, Subject};
+use crate::chain;
+use crate::config::CaptureConfig;
+use crate::link::{Link, LinkError, Promiscuous};
+use crate::live::clock;
+use crate::program::{AttachMode, Program, ProgramError};
+use crate::source::af_xdp::{AfXdp, AfXdpConfig, Backend};
+
+/// How long after a failure mending is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Receive queues that a program has places for at least: the interface that takes the place of a
+/// removed one may have more of them.
+const LEAST_PLACES: u32 = 64;
+
+/// What ails an interface, each with what an operator should know.
+type Ailments = BTreeMap<Subject, String>;
+
+/// One captured interface.
+pub(super) struct Captured {
+    number: usize,
+    name: String,
+    iface: IfaceId,
+    program: Arc<Program>,
+    /// As it was last seen, once it was taken and while it is there.
+    link: Option<Link>,
+    /// The hook that the program was attached to.
+    hook: AttachMode,
+    /// How frames are taken.
+    backend: Option<Backend>,
+    /// Frames for other stations are received as long as this lives.
+    promiscuous: Option<Promiscuous>,
+    /// Queues that have a socket, and whose it is.
+    served: BTreeMap<u32, u16>,
+    /// Queues whose socket failed, and why.
+    failed: BTreeMap<u32, String>,
+    /// When it was last looked at: what is found now began after that.
+    looked_at: Nanos,
+    /// Whether it was seen without a link since.
+    was_down: bool,
+    /// What ailed it then.
+    ails: BTreeSet<Subject>,
+    /// When mending may be tried again, and why it did not work.
+    failure: Option<(Instant, String)>,
+}
+
+/// What an interface is taken and mended with.
+pub(super) struct Tools<'a> {
+    pub(super) config: &'a CaptureConfig,
+    pub(super) crew: &'a mut Crew,
+    pub(super) kernel: &'a KernelSide,
+}
+
+/// Why an interface is not captured.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TakeError {
+    /// It cannot be asked for frames of other stations.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// It does not take the program.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// A queue has no socket.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// It must be left to the host.
+    #[error("{0}")]
+    Refused(String),
+    /// It has more queues than were foreseen.
+    #[error(
+        "{name} has more receive queues than the {places} that the program was loaded for; restart \
+         the sensor"
+    )]
+    TooManyQueues {
+        /// The interface.
+        name: String,
+        /// How many there are places for.
+        places: u32,
+    },
+}
+
+impl Captured {
+    /// Loads the program for an interface. Nothing is captured yet.
+    ///
+    /// # Errors
+    /// The program cannot be loaded.
+    pub(super) fn new(number: usize, iface: IfaceId, link: &Link) -> Result<Self, ProgramError> {
+        let places = link.max_rx_queues.max(link.rx_queues).max(LEAST_PLACES);
+        Ok(Self {
+            number,
+            name: link.name.clone(),
+            iface,
+            program: Arc::new(Program::load(&link.name, places)?),
+            link: None,
+            hook: AttachMode::Native,
+            backend: None,
+            promiscuous: None,
+            served: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            looked_at: clock(),
+            was_down: false,
+            ails: BTreeSet::new(),
+            failure: None,
+        })
+    }
+
+    /// Its program.
+    pub(super) fn program(&self) -> &Arc<Program> {
+        &self.program
+    }
+
+    /// Whether a link is this interface, or could be from now on.
+    pub(super) fn is(&self, link: &Link) -> bool {
+        link.name == self.name || self.link.as_ref().is_some_and(|own| own.index == link.index)
+    }
+
+    /// A message told that it had no link.
+    pub(super) fn note_down(&mut self) {
+        self.was_down = true;
+    }
+
+    /// The queues that a worker receives.
+    pub(super) fn queues_of(&self, worker: u16) -> Vec<u32> {
+        let served = self.served.iter().filter(|(_, by)| **by == worker);
+        served.map(|(queue, _)| *queue).collect()
+    }
+
+    /// The socket of a queue is closed.
+    pub(super) fn lose(&mut self, queue: u32, failure: Option<String>, kernel: &KernelSide) {
+        self.served.remove(&queue);
+        if let Some(failure) = failure {
+            self.failed.insert(queue, failure);
+        }
+        kernel.close(self.number, queue);
+    }
+
+    /// Whether every queue had a socket at the last look.
+    pub(super) fn is_served(&self) -> bool {
+        !self.ails.iter().any(|ail| ail.queue.is_some())
+    }
+
+    /// Whether frames could come from it at the last look, were there a link.
+    pub(super) fn is_captured(&self) -> bool {
+        let lost = [BlindCause::InterfaceGone, BlindCause::XdpRemoved, BlindCause::XdpReplaced];
+        !self.served.is_empty() && !self.ails.iter().any(|ail| lost.contains(&ail.cause))
+    }
+
+    /// Takes the program off: no frame is steered any more.
+    pub(super) fn detach(&self) {
+        self.program.detach();
+    }
+
+    /// Takes the interface: attaches the program, opens a socket on each queue. `wait` says to wait
+    /// for queues that another process has just left.
+    ///
+    /// # Errors
+    /// What is in the way, and what to do about it.
+    pub(super) fn take(
+        &mut self,
+        link: &Link,
+        wait: bool,
+        tools: &mut Tools<'_>,
+    ) -> Result<(), TakeError> {
+        self.promiscuous = Some(Promiscuous::on(link)?);
+        let attached = self.program.attach(link, tools.config.mode)?;
+        if let Some(reason) = &attached.fallback {
+            warn!("{}: generic XDP is used, since {reason}", self.name);
+        }
+        self.hook = attached.mode;
+        self.link = Some(link.clone());
+        tools.kernel.came(self.number, link);
+        self.serve(link, wait, tools)
+    }
+
+    /// From here on the sensor watches: says how.
+    pub(super) fn announce(&mut self, at: Nanos) {
+        self.looked_at = at;
+        if let Some(backend) = self.backend {
+            info!("capturing {}: {backend}, {} receive queues", self.name, self.served.len());
+        }
+    }
+
+    /// Opens a socket on every queue that has none. One that cannot be opened does not keep the
+    /// others from it.
+    fn serve(&mut self, link: &Link, wait: bool, tools: &mut Tools<'_>) -> Result<(), TakeError> {
+        let mut failure = None;
+        for queue in 0..link.rx_queues.max(1) {
+            if !self.served.contains_key(&queue)
+                && let Err(error) = self.open(link, queue, wait, tools)
+            {
+                failure.get_or_insert(error);
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn open(
+        &mut self,
+        link: &Link,
+        queue: u32,
+        wait: bool,
+        tools: &mut Tools<'_>,
+    ) -> Result<(), TakeError> {
+        let places = self.program.queues();
+        if queue >= places {
+            return Err(TakeError::TooManyQueues { name: self.name.clone(), places });
+        }
+        let worker = tools.crew.worker_for(queue).ok_or(ServeError::NoWorker)?;
+        let config = AfXdpConfig {
+            iface: self.iface,
+            queue,
+            ring_size: tools.config.ring_size,
+            frame_size: tools.config.frame_size,
+        };
+        let (program, hook) = (&self.program, self.hook);
+        let (place, backend) = tools.crew.give(worker, (self.number, queue), || {
+            let open = if wait { AfXdp::open } else { AfXdp::open_now };
+            open(&config, link, program, hook)
+        })?;
+        tools.kernel.serve(self.number, queue, worker, place, backend_name(backend));
+        self.served.insert(queue, worker);
+        self.failed.remove(&queue);
+        self.backend = Some(backend);
+        Ok(())
+    }
+
+    /// Looks at the interface: says what ails it, mends what can be mended if it is to, and says
+    /// what is well again.
+    pub(super) fn look(&mut self, heal: bool, blindness: &Blindness, tools: &mut Tools<'_>) {
+        let begun = clock();
+        let Ok(found) = self.find() else {
+            // Nothing is known now: the next look tells, as from the last one that could be had.
+            return;
+        };
+        let known = self.link.as_ref().filter(|own| found.as_ref().is_some_and(|f| f.is(own)));
+        // The carrier that went and came between two looks has left a trace.
+        let mut flapped = std::mem::take(&mut self.was_down);
+        if let (Some(known), Some(found)) = (known, &found) {
+            flapped |= known.carrier_changes != found.carrier_changes;
+            tools.kernel.uses(self.number, found.rx_queues);
+            self.link = Some(found.clone());
+        } else if self.link.take().is_some() {
+            // Its sockets find out by themselves.
+            self.program.detach();
+            self.promiscuous = None;
+            tools.kernel.gone(self.number);
+        }
+        let before = self.diagnose(found.as_ref());
+        let mut after = before.clone();
+        if heal
+            && let Some(link) = &found
+            && self.mend(link, &before, tools)
+            && let Ok(found) = self.find()
+        {
+            after = self.diagnose(found.as_ref());
+        }
+        self.tell(blindness, before, after, flapped && found.is_some());
+        self.looked_at = begun;
+    }
+
+    /// Says what was found at this look, before and after mending.
+    fn tell(&mut self, blindness: &Blindness, before: Ailments, after: Ailments, flapped: bool) {
+        let (from, to) = (self.looked_at, clock());
+        let down = Subject::interface(BlindCause::LinkDown, &self.name);
+        if flapped && !before.contains_key(&down) && !self.ails.contains(&down) {
+            warn!("blind for a moment: {down}");
+            blindness.was(down, from, to, "it went down and came back");
+        }
+        let begin = |(subject, detail): (&Subject, &String)| {
+            if blindness.begin(subject.clone(), from, detail) {
+                warn!("blind: {subject}{}{detail}", if detail.is_empty() { "" } else { ", " });
+            }
+        };
+        before.iter().for_each(begin);
+        let known: BTreeSet<Subject> =
+            before.into_keys().chain(self.ails.iter().cloned()).collect();
+        for subject in known {
+            if !after.contains_key(&subject) && blindness.end(&subject, to).is_some() {
+                info!("sees again: {subject}");
+            }
+        }
+        // What mending left behind.
+        after.iter().for_each(begin);
+        self.ails = after.into_keys().collect();
+    }
+
+    /// The interface as it is now: the one that was taken, else one that has its name.
+    fn find(&self) -> Result<Option<Link>, LinkError> {
+        let own = self.link.as_ref().map(|own| Link::by_index(own.index));
+        match own {
+            Some(Ok(link)) => return Ok(Some(link)),
+            Some(Err(LinkError::NoSuchInterface { .. })) | None => {}
+            Some(Err(other)) => return Err(other),
+        }
+        match Link::by_name(&self.name) {
+            Ok(link) => Ok(Some(link)),
+            Err(LinkError::NoSuchInterface { .. }) => Ok(None),
+            Err(other) => Err(other),
+        }
+    }
+
+    fn diagnose(&self, found: Option<&Link>) -> Ailments {
+        let mut ails = Ailments::new();
+        let failure = || self.failure.as_ref().map_or(String::new(), |(_, text)| text.clone());
+        let own = self.link.as_ref();
+        let Some(link) = found.filter(|found| own.is_some_and(|own| own.is(found))) else {
+            ails.insert(Subject::interface(BlindCause::InterfaceGone, &self.name), failure());
+            return ails;
+        };
+        if !link.runs() {
+            let why = if link.up { "no carrier" } else { "it is set down" };
+            ails.insert(Subject::interface(BlindCause::LinkDown, &self.name), why.to_owned());
+        }
+        match &link.xdp {
+            _ if self.program.is_attached(link) => {}
+            None => {
+                ails.insert(Subject::interface(BlindCause::XdpRemoved, &self.name), failure());
+            }
+            Some(other) => {
+                let detail = format!(
+                    "program {} is attached; `bpftool net show dev {}` tells whose it is",
+                    other.program_id, link.name
+                );
+                ails.insert(Subject::interface(BlindCause::XdpReplaced, &self.name), detail);
+            }
+        }
+        for queue in (0..link.rx_queues.max(1)).filter(|queue| !self.served.contains_key(queue)) {
+            let (cause, detail) = match self.failed.get(&queue) {
+                Some(why) => (BlindCause::SourceFailed, why.clone()),
+                None => (BlindCause::QueueUnserved, failure()),
+            };
+            ails.insert(Subject::queue(cause, &self.name, queue), detail);
+        }
+        ails
+    }
+
+    /// Mends what can be. Whether anything was tried.
+    fn mend(&mut self, link: &Link, ails: &Ailments, tools: &mut Tools<'_>) -> bool {
+        let mendable = ails
+            .keys()
+            .any(|ail| !matches!(ail.cause, BlindCause::LinkDown | BlindCause::XdpReplaced));
+        let early = self.failure.as_ref().is_some_and(|(at, _)| Instant::now() < *at);
+        // A removed interface's sockets must be closed before their places are given away.
+        let closing = self.link.is_none() && !self.served.is_empty();
+        if !mendable || early || closing {
+            return false;
+        }
+        match self.restore(link, tools) {
+            Ok(()) => self.failure = None,
+            Err(error) => {
+                let text = chain(&error);
+                if self.failure.as_ref().is_none_or(|(_, known)| *known != text) {
+                    warn!("{} cannot be mended yet: {text}", self.name);
+                }
+                self.failure = Some((Instant::now() + RETRY, text));
+            }
+        }
+        true
+    }
+
+    fn restore(&mut self, link: &Link, tools: &mut Tools<'_>) -> Result<(), TakeError> {
+        if self.link.is_none() {
+            if let Some(refusal) = refusal(link, tools.config)? {
+                return Err(TakeError::Refused(refusal));
+            }
+            return self.take(link, false, tools);
+        }
+        // Somebody else's program is left alone until its owner takes it off.
+        if link.xdp.is_none() {
+            let hook = match self.hook {
+                AttachMode::Native => Mode::Native,
+                AttachMode::Generic => Mode::Generic,
+            };
+            self.program.attach(link, hook)?;
+        }
+        self.serve(link, false, tools)
+    }
+}
+
+/// The way in which frames are taken, as the ledger has it.
+fn backend_name(backend: Backend) -> String {
+    format!("{}-{}", backend.attached, if backend.zero_copy { "zerocopy" } else { "copy" })
+}

@@ -1,0 +1,173 @@
+//! A sensor whose sight is taken away on purpose, and what its ledger says about it.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use capture_flow::time::{Nanos, NanosDelta};
+use capture_store::ledger::{Blind, BlindCause, LedgerLine, imbalances};
+use tempfile::TempDir;
+
+use crate::process::{Ended, Program, await_until};
+use crate::traffic::{Frames, Pace};
+use crate::{Account, Wire, outside, sensor};
+
+/// By how much the ledger may take a blind time for longer than it was: two of its intervals.
+const SLACK: NanosDelta = NanosDelta::from_secs(2);
+
+/// A moment before and one after something was done: it happened in between.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// It had not been done.
+    pub before: Nanos,
+    /// It was done.
+    pub after: Nanos,
+}
+
+/// Does something and says when.
+///
+/// # Errors
+/// What it fails with.
+pub fn when<T>(act: impl FnOnce() -> Result<T>) -> Result<(Moment, T)> {
+    let before = capture_user::live::clock();
+    let done = act()?;
+    Ok((Moment { before, after: capture_user::live::clock() }, done))
+}
+
+/// A sensor on a wire, and what was sent while it could see.
+#[derive(Debug)]
+pub struct Watched {
+    /// The wire.
+    pub wire: Wire,
+    /// The sensor; `None` once it was ended.
+    pub program: Option<Program>,
+    store: PathBuf,
+    _dir: TempDir,
+    /// Frames that the sensor must have recorded.
+    seen: u64,
+}
+
+impl Watched {
+    /// Starts a sensor on a wire, in a store on a small disk of its own if `dir` is one.
+    ///
+    /// # Errors
+    /// Where it does not come up.
+    pub fn start(wire: Wire, args: &[&str]) -> Result<Self> {
+        let dir = sensor::store_dir()?;
+        let store = dir.path().join("store");
+        let mut all = vec!["--packet-budget", "1GiB", "--segment-size", "16MiB"];
+        all.extend(args);
+        let program = Some(sensor::capture(&wire, &store, &all)?);
+        Ok(Self { wire, program, store, _dir: dir, seen: 0 })
+    }
+
+    /// Sends frames that the sensor must record.
+    ///
+    /// # Errors
+    /// Where they cannot be sent.
+    pub fn sees(&mut self) -> Result<()> {
+        self.seen += self.send()?;
+        Ok(())
+    }
+
+    /// Sends frames that it may record or not.
+    ///
+    /// # Errors
+    /// Where they cannot be sent.
+    pub fn send(&self) -> Result<u64> {
+        let frames = Frames { count: 500, bytes: 80, flows: 50, pace: Pace::Gap(20) };
+        Ok(frames.send(&self.wire)?.carried)
+    }
+
+    /// The lines of the ledger so far.
+    ///
+    /// # Errors
+    /// Where one cannot be read.
+    pub fn lines(&self) -> Result<Vec<LedgerLine>> {
+        let lines = sensor::ledger(&self.store)?.into_iter();
+        lines.map(|line| serde_json::from_value(line).context("a line of the ledger")).collect()
+    }
+
+    /// What the ledger says about a cause, oldest first.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn blind(&self, cause: BlindCause) -> Result<Vec<Blind>> {
+        let blind = self.lines()?.into_iter().flat_map(|line| line.blind);
+        Ok(blind.filter(|blind| blind.cause == cause).collect())
+    }
+
+    /// Waits until a cause stands in the ledger.
+    ///
+    /// # Errors
+    /// If it does not come.
+    pub fn await_blind(&self, cause: BlindCause) -> Result<()> {
+        await_until(&format!("{} in the ledger", cause.as_str()), || {
+            Ok((!self.blind(cause)?.is_empty()).then_some(()))
+        })
+    }
+
+    /// Waits until a cause has come, and is not in the newest line any more.
+    ///
+    /// # Errors
+    /// If that does not happen.
+    pub fn await_sight(&self, cause: BlindCause) -> Result<()> {
+        await_until(&format!("the end of {} in the ledger", cause.as_str()), || {
+            let lines = self.lines()?;
+            let has = |line: &LedgerLine| line.blind.iter().any(|blind| blind.cause == cause);
+            let over = lines.iter().any(has)
+                && lines.last().is_some_and(|line| {
+                    line.blind.iter().all(|blind| blind.cause != cause || blind.to < line.to)
+                });
+            Ok(over.then_some(()))
+        })
+    }
+
+    /// Holds what the ledger says about a cause against what was done: from before it was begun
+    /// until it was ended, and not much longer; without a hole in it.
+    ///
+    /// # Errors
+    /// Says what does not fit.
+    pub fn encloses(&self, cause: BlindCause, begun: Moment, ended: Moment) -> Result<Vec<Blind>> {
+        let blind = self.blind(cause)?;
+        let told = format!("{begun:?} to {ended:?}: {blind:?}");
+        let from = blind.iter().map(|blind| blind.from).min().context("not in the ledger")?;
+        let to = blind.iter().map(|blind| blind.to).max().context("not in the ledger")?;
+        ensure!(from <= begun.after, "it begins too late: {told}");
+        ensure!(from >= begun.before - SLACK, "it begins too early: {told}");
+        ensure!(to >= ended.before, "it ends too early: {told}");
+        ensure!(to <= ended.after + SLACK, "it ends too late: {told}");
+        let mut covered = from;
+        for time in &blind {
+            ensure!(time.from <= covered, "there is a hole at {covered}: {told}");
+            covered = covered.max(time.to);
+        }
+        Ok(blind)
+    }
+
+    /// Ends the sensor in order.
+    ///
+    /// # Errors
+    /// Where it does not end.
+    pub fn stop(&mut self) -> Result<Ended> {
+        self.program.take().context("it has ended already")?.interrupt()
+    }
+
+    /// After the end: every line balances by itself and all of them together, and what the sensor
+    /// could see is recorded to the frame, as foreign eyes count it.
+    ///
+    /// # Errors
+    /// Says what does not fit.
+    pub fn has_all(&self, but_for: u64) -> Result<()> {
+        for line in self.lines()? {
+            let found = imbalances(&line);
+            ensure!(found.is_empty(), "{found:?} in {line:?}");
+        }
+        let account = Account::of(&self.store)?;
+        account.balances()?;
+        let recorded = outside::recorded_frames(&self.store)?;
+        ensure!(recorded == account.written, "{recorded} are recorded: {account:?}");
+        let expected = self.seen..=self.seen + but_for;
+        ensure!(expected.contains(&recorded), "{recorded} are recorded, not {expected:?}");
+        Ok(())
+    }
+}
