@@ -16,6 +16,8 @@ pub(crate) enum Mode {
     /// The loss at each of some rates
     #[default]
     Ladder,
+    /// The highest rate without loss, by halving (RFC 2544)
+    Search,
 }
 
 /// `stillwire-bench drops`
@@ -47,7 +49,7 @@ pub(crate) struct DropsArgs {
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) mode: Mode,
 
-    /// Frames a second to offer, such as 100k, 1.2M or flood (as many as can be made), in a list
+    /// For the ladder: frames a second to offer, such as 100k, 1.2M or flood (as many as can be made), in a list
     #[arg(short, long, value_name = "LIST", default_value = "100k,500k,1M,flood", value_parser = parse_rates)]
     pub(crate) rates: RateList,
 
@@ -62,6 +64,18 @@ pub(crate) struct DropsArgs {
     /// How often everything is measured; the subjects take turns
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) runs: u32,
+
+    /// For the search: how near to find the rate, as a part of it
+    #[arg(long, value_name = "PERCENT", default_value = "1", value_parser = parse_percent, help_heading = "Search")]
+    pub(crate) resolution: f64,
+
+    /// For the search: loss that still counts as none
+    #[arg(long, value_name = "PERCENT", default_value = "0", value_parser = parse_percent, help_heading = "Search")]
+    pub(crate) tolerance: f64,
+
+    /// For the search: a rate counts as lossy if so many loads in a row were
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100), help_heading = "Search")]
+    pub(crate) attempts: u32,
 
     /// What is sent
     #[command(flatten)]
@@ -99,9 +113,25 @@ pub(crate) struct DropsArgs {
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) json: Option<PathBuf>,
 
+    /// Write a row for each measurement to a file, as comma-separated values (- is standard output)
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) csv: Option<PathBuf>,
+
+    /// Draw the loss against the offered rate
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) svg: Option<PathBuf>,
+
     /// No table and no progress
     #[arg(short, long, help_heading = "Output")]
     pub(crate) quiet: bool,
+}
+
+/// Reads a part in per cent.
+fn parse_percent(text: &str) -> Result<f64, String> {
+    match text.trim().trim_end_matches('%').trim_end().parse::<f64>() {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent / 100.0),
+        _ => Err(format!("'{text}' is no part in per cent")),
+    }
 }
 
 /// Which protocol the frames carry.

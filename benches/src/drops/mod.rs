@@ -11,6 +11,7 @@ mod plan;
 mod progress;
 mod rate;
 mod report;
+mod search;
 mod stop;
 mod subject;
 mod traffic;
@@ -36,22 +37,30 @@ pub(crate) fn run(args: &DropsArgs) -> Result<ExitCode> {
     let plan = Plan::new(args)?;
     stop::listen()?;
     let begun = Timestamp::now();
-    let progress = Progress::new(Some(ladder::trials(&plan)), plan.quiet);
+    let known = (plan.mode == Mode::Ladder).then(|| ladder::trials(&plan));
+    let progress = Progress::new(known, plan.quiet);
     if cfg!(debug_assertions) {
         progress.say("this is a debug build: the figures of `bare` are worth nothing");
     }
-    let mut trials = Vec::new();
+    let (mut trials, mut found) = (Vec::new(), Vec::new());
     let outcome = match plan.mode {
         Mode::Ladder => ladder::run(&plan, &progress, &mut trials),
+        Mode::Search => search::run(&plan, &progress, &mut trials, &mut found),
     };
     progress.end();
     // What was measured before something went wrong is worth keeping.
-    let report = Report::new(&plan, begun, trials);
+    let report = Report::new(&plan, begun, trials, found);
     if !plan.quiet {
-        report::print(report.lines());
+        report::print(&report);
     }
     if let Some(path) = &args.json {
         report.write(path)?;
+    }
+    if let Some(path) = &args.csv {
+        report::write_csv(report.trials(), path)?;
+    }
+    if let Some(path) = &args.svg {
+        report::draw(report.lines(), &report.title(), path)?;
     }
     outcome?;
     Ok(if stop::asked() { ExitCode::FAILURE } else { ExitCode::SUCCESS })

@@ -31,6 +31,12 @@ pub(crate) struct Plan {
     pub(crate) extent: Extent,
     /// How often everything is measured.
     pub(crate) runs: u32,
+    /// How near the search comes, as a part of the rate.
+    pub(crate) resolution: f64,
+    /// Loss that counts as none, as a part of what was sent.
+    pub(crate) tolerance: f64,
+    /// Loads at one rate until it counts as lossy.
+    pub(crate) attempts: u32,
     /// What is sent.
     pub(crate) traffic: Traffic,
     /// Cores that make frames.
@@ -82,6 +88,9 @@ impl Plan {
                 None => Extent::Lasting(args.duration),
             },
             runs: args.runs,
+            resolution: args.resolution,
+            tolerance: args.tolerance,
+            attempts: args.attempts,
             traffic,
             generator_cores,
             subject_cores,

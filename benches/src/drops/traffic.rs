@@ -1,6 +1,7 @@
 //! What is sent: the recipe for the frames, and the frames themselves where this program makes
 //! them.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
@@ -8,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use bench_common::traffic::{FILLER, LONGEST, POSITIONS, SHORTEST, TCP, UDP};
 use bench_common::{Head, Recipe, Walk};
+use capture_user::units::Grouped;
 use serde::Serialize;
 
 use super::args::{FramesArgs, Protocol, TrafficArgs};
@@ -69,6 +71,17 @@ pub(crate) struct About {
     pub(crate) frames_per_session: u32,
     /// Whether frames go both ways.
     both_ways: bool,
+}
+
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ways = if self.both_ways { "both ways" } else { "one way" };
+        match self.frame_bytes.as_slice() {
+            [bytes] => write!(f, "{bytes}-byte frames")?,
+            _ => write!(f, "frames of {:.0} bytes on average", self.mean_frame_bytes)?,
+        }
+        write!(f, ", {} {} sessions, {ways}", Grouped(self.sessions.into()), self.protocol)
+    }
 }
 
 impl Traffic {

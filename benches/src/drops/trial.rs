@@ -136,10 +136,31 @@ pub(crate) enum Note {
     Interrupted,
 }
 
+impl Note {
+    /// As in the report.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::GeneratorShort { .. } => "generator_short",
+            Self::LinkRefused { .. } => "link_refused",
+            Self::Surplus { .. } => "surplus",
+            Self::ClaimDiffers { .. } => "claim_differs",
+            Self::NotAtRest => "not_at_rest",
+            Self::Disturbed { .. } => "disturbed",
+            Self::Stolen { .. } => "stolen",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
 impl Trial {
     /// The part of the frames that were lost.
     pub(crate) fn loss(&self) -> f64 {
         self.lost as f64 / self.sent.frames as f64
+    }
+
+    /// Whether the generator did not make what was asked.
+    pub(crate) fn generator_short(&self) -> bool {
+        self.notes.iter().any(|note| matches!(note, Note::GeneratorShort { .. }))
     }
 
     /// Nanoseconds for each frame sent.

@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Line, summary};
+use super::{Line, Ratio, ratios, summary};
 use crate::drops::plan::Plan;
+use crate::drops::search::Throughput;
 use crate::drops::traffic::About;
 use crate::drops::trial::Trial;
 
@@ -31,6 +32,10 @@ pub(crate) struct Report {
     subjects: Vec<SubjectAbout>,
     /// One line for each subject and rate.
     summary: Vec<Line>,
+    /// What the searches found.
+    throughput: Vec<Throughput>,
+    /// The first subject against the others.
+    ratios: Vec<Ratio>,
     /// Every measurement, in the order in which they were made.
     trials: Vec<Trial>,
 }
@@ -52,7 +57,12 @@ struct SubjectAbout {
 
 impl Report {
     /// Draws everything together.
-    pub(crate) fn new(plan: &Plan, begun: Timestamp, trials: Vec<Trial>) -> Self {
+    pub(crate) fn new(
+        plan: &Plan,
+        begun: Timestamp,
+        trials: Vec<Trial>,
+        throughput: Vec<Throughput>,
+    ) -> Self {
         let subjects = plan.subjects.iter().map(|subject| SubjectAbout {
             label: subject.label.clone(),
             versions: subject.parts.iter().map(|part| part.version(&plan.stillwired)).collect(),
@@ -68,13 +78,35 @@ impl Report {
             subject_cores: plan.subject_cores.clone(),
             subjects: subjects.collect(),
             summary: summary(&trials),
+            ratios: ratios(&throughput, &trials),
+            throughput,
             trials,
         }
     }
 
-    /// The lines of the table.
+    /// One line for each subject and rate.
     pub(crate) fn lines(&self) -> &[Line] {
         &self.summary
+    }
+
+    /// What the searches found.
+    pub(crate) fn throughput(&self) -> &[Throughput] {
+        &self.throughput
+    }
+
+    /// The first subject against the others.
+    pub(crate) fn ratios(&self) -> &[Ratio] {
+        &self.ratios
+    }
+
+    /// Every measurement.
+    pub(crate) fn trials(&self) -> &[Trial] {
+        &self.trials
+    }
+
+    /// What it is, in a line.
+    pub(crate) fn title(&self) -> String {
+        format!("Loss against offered rate: {}", self.traffic)
     }
 
     /// Writes it to a file, or to standard output for `-`.

@@ -1,13 +1,30 @@
-//! The table on the terminal.
+//! The tables on the terminal.
 
 use capture_user::units::{Bytes, Grouped, Rate};
 
-use super::Line;
+use super::{Line, Ratio, Report};
+use crate::drops::rate;
+use crate::drops::search::Throughput;
 use crate::drops::trial::Note;
 
-/// Prints the lines under their headings, and below it what the marks mean.
-pub(crate) fn print(lines: &[Line]) {
-    let headings = [
+/// Prints what was measured, and below it what the marks mean.
+pub(crate) fn print(report: &Report) {
+    // A search asks for rates that say nothing to anybody; all are at its flood.
+    let searched = !report.throughput().is_empty();
+    let lines: Vec<&Line> =
+        report.lines().iter().filter(|line| !searched || line.asked == rate::Rate::Flood).collect();
+    print_lines(&lines);
+    if searched {
+        print_throughput(report.throughput());
+    }
+    if !report.ratios().is_empty() {
+        print_ratios(report.ratios());
+    }
+    print_marks(&lines);
+}
+
+fn print_lines(lines: &[&Line]) {
+    let mut rows = Table::new(&[
         "subject",
         "asked",
         "offered",
@@ -16,11 +33,10 @@ pub(crate) fn print(lines: &[Line]) {
         "lost %",
         "subject ns",
         "softirq ns",
-        "both ns",
+        "all ns",
         "memory",
         "",
-    ];
-    let mut rows = vec![headings.map(str::to_owned)];
+    ]);
     for line in lines {
         let ns = |value: f64| format!("{value:.0}");
         rows.push([
@@ -37,33 +53,87 @@ pub(crate) fn print(lines: &[Line]) {
             line.notes.iter().map(mark).collect(),
         ]);
     }
-    let widths = (0..headings.len()).map(|column| {
-        rows.iter()
-            .map(|row| row.get(column).map_or(0, |cell| cell.chars().count()))
-            .max()
-            .unwrap_or(0)
-    });
-    let widths: Vec<usize> = widths.collect();
-    for row in &rows {
-        let mut text = String::new();
-        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
-            // The subject to the left, figures to the right.
-            let left = column == 0 || column + 1 == row.len();
-            let parts = if left { [cell, padding.as_str()] } else { [padding.as_str(), cell] };
-            text.push_str(parts[0]);
-            text.push_str(parts[1]);
-            text.push_str("  ");
-        }
-        println!("{}", text.trim_end());
+    rows.print();
+}
+
+fn print_throughput(found: &[Throughput]) {
+    let mut rows =
+        Table::new(&["highest rate without loss", "by run, frames a second", "steps", ""]);
+    let mut subjects: Vec<&str> = found.iter().map(|found| found.subject.as_str()).collect();
+    subjects.dedup();
+    for subject in subjects {
+        let own: Vec<&Throughput> = found.iter().filter(|found| found.subject == subject).collect();
+        let rates: Vec<String> =
+            own.iter().map(|found| Rate(found.loss_free).to_string()).collect();
+        let steps: u32 = own.iter().map(|found| found.steps).sum();
+        let limited = own.iter().any(|found| found.generator_limited);
+        rows.push([
+            subject.to_owned(),
+            rates.join("  "),
+            steps.to_string(),
+            if limited { "no more could be offered".to_owned() } else { String::new() },
+        ]);
     }
-    println!();
+    rows.print();
+}
+
+fn print_ratios(ratios: &[Ratio]) {
+    let mut rows = Table::new(&["ratio, median of the runs", "", "runs"]);
+    for ratio in ratios {
+        rows.push([
+            format!("{}: {} / {}", ratio.what, ratio.subject, ratio.against),
+            ratio.ratio.show(|value| format!("{value:.2}")),
+            ratio.runs.to_string(),
+        ]);
+    }
+    rows.print();
+}
+
+fn print_marks(lines: &[&Line]) {
     let mut seen = String::new();
     for note in lines.iter().flat_map(|line| &line.notes) {
         if !seen.contains(mark(note)) {
             seen.push(mark(note));
             println!("{}  {}", mark(note), explain(note));
         }
+    }
+}
+
+/// Rows under headings; the first column and the last to the left, figures to the right.
+struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn new(headings: &[&str]) -> Self {
+        Self { rows: vec![headings.iter().map(|heading| (*heading).to_owned()).collect()] }
+    }
+
+    fn push<const N: usize>(&mut self, row: [String; N]) {
+        self.rows.push(row.into());
+    }
+
+    fn print(&self) {
+        if self.rows.len() == 1 {
+            return;
+        }
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        for row in &self.rows {
+            let mut text = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                let padding = " ".repeat(width(column).saturating_sub(cell.chars().count()));
+                let left = column == 0 || column + 1 == row.len();
+                let parts =
+                    if left { [cell.as_str(), &padding] } else { [&padding, cell.as_str()] };
+                text.extend(parts);
+                text.push_str("  ");
+            }
+            println!("{}", text.trim_end());
+        }
+        println!();
     }
 }
 
