@@ -13,7 +13,7 @@ use capture_store::{Store, ledger};
 use clap::{CommandFactory, Parser};
 
 use crate::args::{
-    Cli, Command, CoverageArgs, PacketsArgs, ProveArgs, SessionsArgs, TextOrJson, Where,
+    Cli, Command, CoverageArgs, PacketsArgs, ProveArgs, SessionsArgs, TextOrJson, VerifyArgs, Where,
 };
 use crate::columns::Order;
 use crate::coverage::{self, Coverage};
@@ -26,6 +26,7 @@ use crate::terminal::Look;
 use crate::text::visible;
 use crate::times::{Clock, Window};
 use crate::verdict::{self, Verdict};
+use crate::verify;
 
 /// Rows of a table on a terminal unless `--limit` says otherwise.
 const SCREENFUL: usize = 1000;
@@ -62,6 +63,7 @@ pub fn run() -> ExitCode {
         Command::Packets(args) => packets(&args, &cli.stores, &clock),
         Command::Prove(args) => prove(&args, &cli.stores, &clock),
         Command::Coverage(args) => coverage(&args, &cli.stores, &clock),
+        Command::Verify(args) => verify(&args, &cli.stores, &clock),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "stillwire", &mut text);
@@ -394,4 +396,26 @@ fn of_store(store: &Store, window: Window, now: Nanos) -> anyhow::Result<Coverag
     let mut coverage = Coverage::of(&store.identity().sensor, &read, window, now);
     coverage.add_chain(&chain);
     Ok(coverage)
+}
+
+fn verify(args: &VerifyArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Result<End> {
+    let public_key = match args.public_key.as_deref().map(verify::read_key).transpose() {
+        Ok(key) => key,
+        Err(why) => return Ok(End::Usage(format!("--public-key: {why}"))),
+    };
+    let options = verify::Options { public_key, anchors: args.anchors.clone() };
+    let mut whole = true;
+    for path in args.stores(before) {
+        let report = verify::verify_path(&path, &options)?;
+        whole &= report.is_whole();
+        let mut out = BufWriter::new(io::stdout().lock());
+        match args.format {
+            TextOrJson::Text => {
+                verify::write_text(&report, clock, &Look::of_stdout(), &mut out)?;
+            }
+            TextOrJson::Json => verify::write_json(&report, &mut out)?,
+        }
+        out.flush()?;
+    }
+    Ok(if whole { End::Done } else { End::Incomplete })
 }

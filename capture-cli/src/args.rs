@@ -51,6 +51,8 @@ pub enum Command {
     Prove(ProveArgs),
     /// Show what the record covers, and where and why it has gaps
     Coverage(CoverageArgs),
+    /// Check that a store is as its sensor wrote it: signatures, chain, accounts, files
+    Verify(VerifyArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -84,13 +86,17 @@ impl Where {
     /// environment names, else `./store`.
     #[must_use]
     pub fn stores(&self, before: &[PathBuf]) -> Vec<PathBuf> {
-        let named: Vec<PathBuf> = before.iter().chain(&self.stores).cloned().collect();
-        if !named.is_empty() {
-            return named;
-        }
-        let environment = std::env::var_os("STILLWIRE_STORE").filter(|path| !path.is_empty());
-        vec![environment.map_or_else(|| PathBuf::from("store"), PathBuf::from)]
+        stores(before, &self.stores)
     }
+}
+
+fn stores(before: &[PathBuf], behind: &[PathBuf]) -> Vec<PathBuf> {
+    let named: Vec<PathBuf> = before.iter().chain(behind).cloned().collect();
+    if !named.is_empty() {
+        return named;
+    }
+    let environment = std::env::var_os("STILLWIRE_STORE").filter(|path| !path.is_empty());
+    vec![environment.map_or_else(|| PathBuf::from("store"), PathBuf::from)]
 }
 
 /// `sessions`.
@@ -224,11 +230,54 @@ pub struct CoverageArgs {
     pub format: TextOrJson,
 }
 
-/// Formats of `coverage` and `prove`.
+/// Formats of `coverage`, `prove` and `verify`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TextOrJson {
     /// For people
     Text,
     /// One object
     Json,
+}
+
+/// `verify`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillwire verify
+  stillwire verify --public-key 5d3f…c1 --store /mnt/copy
+  stillwire verify --anchor /mnt/other/stillwire.anchor
+  stillwire verify --anchor /var/log/syslog --format json | jq '.findings[]'
+
+Needs nothing but the store and the sensor's public key, which `stillwire verify` on the sensor
+prints: note it down elsewhere. Without it the key in the store is taken, which shows every change
+but not that somebody has replaced everything, the key included. An anchor (`stillwired capture
+--anchor`) shows also that the ledger's end was cut off.
+
+Every line of the ledger and every sealed file is read. What a sensor had to leave open is listed:
+nothing vouches for it until it is sealed.
+
+Exit codes: 0 the store is whole, 1 there are findings or it cannot be read, 2 usage.")]
+pub struct VerifyArgs {
+    /// Store of a sensor; repeat it to verify several [default: $STILLWIRE_STORE, else ./store]
+    #[arg(short, long = "store", value_name = "DIR")]
+    pub stores: Vec<PathBuf>,
+    /// The sensor's public key: 64 hexadecimal digits, or a file with them, or a copy of
+    /// sensor.json
+    #[arg(long, value_name = "HEX|FILE")]
+    pub public_key: Option<String>,
+    /// File with heads of the ledger that the sensor kept elsewhere, or a log with them in it;
+    /// repeat it for several
+    #[arg(long = "anchor", value_name = "FILE")]
+    pub anchors: Vec<PathBuf>,
+    /// How to write it
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub format: TextOrJson,
+}
+
+impl VerifyArgs {
+    /// The stores to verify, chosen as for every command.
+    #[must_use]
+    pub fn stores(&self, before: &[PathBuf]) -> Vec<PathBuf> {
+        stores(before, &self.stores)
+    }
 }

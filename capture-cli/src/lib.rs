@@ -2,7 +2,8 @@
 //!
 //! A question is a [`filter`] and a window of [`times`]. [`query`] finds the sessions that answer
 //! it, [`output`] writes them down, [`packets`] gets their frames, and [`coverage`] says how far
-//! the answer can be trusted. [`verdict`] puts all of it together.
+//! the answer can be trusted. [`verdict`] puts all of it together. [`verify`] says whether the
+//! store is as its sensor wrote it.
 
 pub mod app;
 pub mod args;
@@ -18,3 +19,4 @@ pub mod terminal;
 pub mod text;
 pub mod times;
 pub mod verdict;
+pub mod verify;

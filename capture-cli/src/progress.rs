@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// What takes less needs no progress.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -46,5 +46,39 @@ impl Progress {
         if let Some(bar) = self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// A bar over so many bytes, shown likewise; several threads may move it.
+pub(crate) struct Bytes {
+    bar: ProgressBar,
+}
+
+impl Bytes {
+    /// Begins.
+    #[must_use]
+    pub(crate) fn new(what: &'static str, bytes: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::hidden());
+        // What is read in a moment needs no bar.
+        const WORTH_A_BAR: u64 = 1 << 30;
+        if std::io::stderr().is_terminal() && bytes >= WORTH_A_BAR {
+            bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(5));
+        }
+        let template = "{msg} {wide_bar} {percent:>3} %  {bytes_per_sec}  {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_message(what);
+        Self { bar }
+    }
+
+    /// So many more are done.
+    pub(crate) fn advance(&self, more: u64) {
+        self.bar.inc(more);
+    }
+
+    /// Takes it off the screen.
+    pub(crate) fn done(self) {
+        self.bar.finish_and_clear();
     }
 }

@@ -11,6 +11,8 @@ use crate::row::Row;
 use crate::terminal::Look;
 use crate::times::Clock;
 
+pub(crate) use table::bytes;
+
 /// A format of `sessions`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {

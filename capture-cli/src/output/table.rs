@@ -127,7 +127,7 @@ fn end(row: &Row, end: &RowEnd) -> String {
 }
 
 /// Bytes for people, in powers of 1000.
-fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
     if count < 1000 {
         return format!("{count} B");

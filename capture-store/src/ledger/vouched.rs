@@ -132,6 +132,17 @@ impl Vouched {
         self.retired.contains(path)
     }
 
+    /// Every file that was ever sealed.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+
+    /// How many files the ledger says were removed, a segment's index and packets being two.
+    #[must_use]
+    pub fn retired(&self) -> u64 {
+        self.retired.len() as u64
+    }
+
     /// The files that must be there, by path.
     pub fn present(&self) -> impl Iterator<Item = &SealedFile> {
         self.files.values().filter(|file| !self.is_retired(&file.path))

@@ -1,0 +1,315 @@
+//! Somebody with write access to a store, but without its key: whatever is done to it, `stillwire
+//! verify` finds it, and an untouched store is whole.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use capture_cli::verify::{Kind, Options, Report, verify_path};
+use stillwire_tests::{outside, sensor};
+
+/// Captures that together take little: several runs, days of the ledger, segments and session
+/// files.
+const TRACES: [&str; 4] = [
+    "wikipedia.pcap",
+    "ssh__ssh.server-side-half-duplex.pcap",
+    "tunnels__Teredo.pcap",
+    "ftp__ipv6.pcap",
+];
+
+/// A replayed store and what was in it.
+struct Lab {
+    _dir: tempfile::TempDir,
+    store: PathBuf,
+    pristine: PathBuf,
+    options: Options,
+}
+
+impl Lab {
+    /// Replays the traces, each in a run of its own.
+    fn new() -> Result<Self> {
+        let dir = sensor::store_dir()?;
+        let store = dir.path().join("store");
+        let root = std::env::var_os("STILLWIRE_TRACES").map_or_else(
+            || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/traces")),
+            PathBuf::from,
+        );
+        for trace in TRACES {
+            let file = root.join("zeek").join(trace);
+            let ended = sensor::stillwired(&[
+                "replay",
+                "--quiet",
+                "--segment-size",
+                "1MiB",
+                "--store",
+                &store.to_string_lossy(),
+                &file.to_string_lossy(),
+            ])?;
+            ended.success().with_context(|| format!("replaying {}", file.display()))?;
+        }
+        let pristine = dir.path().join("pristine");
+        copy(&store, &pristine)?;
+        Ok(Self { _dir: dir, store, pristine, options: Options::default() })
+    }
+
+    fn verify(&self) -> Result<Report> {
+        verify_path(&self.store, &self.options)
+    }
+
+    /// Files of the store with these endings, relative to it.
+    fn files(&self, endings: &[&str]) -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for ending in endings {
+            for file in outside::files(&self.store, ending)? {
+                found.push(file.strip_prefix(&self.store)?.to_owned());
+            }
+        }
+        Ok(found)
+    }
+
+    /// Puts one file back as it was.
+    fn restore(&self, file: &Path) -> Result<()> {
+        let (from, to) = (self.pristine.join(file), self.store.join(file));
+        fs::write(to, fs::read(from)?)?;
+        Ok(())
+    }
+
+    /// Puts everything back as it was.
+    fn restore_all(&self) -> Result<()> {
+        fs::remove_dir_all(&self.store)?;
+        copy(&self.pristine, &self.store)
+    }
+
+    /// Something was done: it must be found, and the finding must say where and what.
+    fn must_find(&self, what: &str) -> Result<Vec<Kind>> {
+        let report = self.verify()?;
+        ensure!(!report.is_whole(), "unnoticed: {what}");
+        for finding in &report.findings.listed {
+            ensure!(!finding.place.is_empty() && !finding.what.is_empty(), "{what}: {finding:?}");
+        }
+        Ok(report.findings.listed.iter().map(|finding| finding.kind).collect())
+    }
+
+    fn must_be_whole(&self, what: &str) -> Result<()> {
+        let report = self.verify()?;
+        ensure!(report.is_whole(), "{what}: {:?}", report.findings);
+        Ok(())
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Random numbers that come again (xorshift64*).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let value = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d);
+        (value >> 33) as usize % bound.max(1)
+    }
+}
+
+/// Everything that the ledger vouches for.
+const VOUCHED: [&str; 5] = ["ndjson", "pcap", "idx", "parquet", "json"];
+
+#[test]
+fn no_changed_byte_and_no_cut_goes_unnoticed() -> Result<()> {
+    const CHANGES: usize = 3000;
+    const CUTS: usize = 400;
+    let lab = Lab::new()?;
+    lab.must_be_whole("untouched")?;
+    let files = lab.files(&VOUCHED)?;
+    ensure!(files.len() > 25, "a store with some of everything: {files:?}");
+    let mut random = Random(0x5111_1e57_ed00_0001);
+    for number in 0..CHANGES {
+        let file = &files[number % files.len()];
+        let mut content = fs::read(lab.pristine.join(file))?;
+        let at = random.below(content.len());
+        let xor = 1 + random.below(255) as u8;
+        content[at] ^= xor;
+        fs::write(lab.store.join(file), &content)?;
+        lab.must_find(&format!("byte {at} of {} xor {xor}", file.display()))?;
+        lab.restore(file)?;
+    }
+    for number in 0..CUTS {
+        let file = &files[number % files.len()];
+        let content = fs::read(lab.pristine.join(file))?;
+        // The last byte, too: often it is a line's end.
+        let left =
+            if number < files.len() { content.len() - 1 } else { random.below(content.len()) };
+        fs::write(lab.store.join(file), &content[..left])?;
+        lab.must_find(&format!("{} cut to {left} bytes", file.display()))?;
+        lab.restore(file)?;
+    }
+    lab.must_be_whole("everything put back")
+}
+
+#[test]
+fn no_file_is_removed_added_renamed_or_exchanged_unnoticed() -> Result<()> {
+    let lab = Lab::new()?;
+    let files = lab.files(&VOUCHED)?;
+    for file in &files {
+        let name = file.display();
+        fs::remove_file(lab.store.join(file))?;
+        match lab.verify() {
+            // Without sensor.json it is no store any more.
+            Err(_) => ensure!(file.ends_with("sensor.json"), "{name}"),
+            Ok(report) => ensure!(!report.is_whole(), "unnoticed: {name} removed"),
+        }
+        fs::write(lab.store.join(file), b"")?;
+        lab.must_find(&format!("{name} emptied"))?;
+        lab.restore(file)?;
+        if !file.ends_with("sensor.json") {
+            let mut content = fs::read(lab.store.join(file))?;
+            content.push(b'\n');
+            fs::write(lab.store.join(file), content)?;
+            lab.must_find(&format!("{name} grown by a byte"))?;
+            lab.restore(file)?;
+        }
+    }
+    // Each with the next one of its kind.
+    for ending in ["ndjson", "pcap", "idx", "parquet"] {
+        let alike = lab.files(&[ending])?;
+        for pair in alike.windows(2) {
+            let [one, other] = [&pair[0], &pair[1]];
+            fs::copy(lab.pristine.join(one), lab.store.join(other))?;
+            fs::copy(lab.pristine.join(other), lab.store.join(one))?;
+            let what = format!("{} and {} exchanged", one.display(), other.display());
+            // Files of equal content are the same file.
+            if fs::read(lab.pristine.join(one))? != fs::read(lab.pristine.join(other))? {
+                lab.must_find(&what)?;
+            }
+            lab.restore(one)?;
+            lab.restore(other)?;
+        }
+        // Planted beside the true ones, under names that a sensor could give.
+        let first = &alike[0];
+        let name = first.file_name().context("a name")?.to_string_lossy().into_owned();
+        let planted = match ending {
+            "parquet" => name.replace("-000000.", "-000099."),
+            "ndjson" => "date=2030-01-01.ndjson".to_owned(),
+            _ => name.replace("00001.", "00099."),
+        };
+        ensure!(planted != name, "{name}");
+        let planted = lab.store.join(first).with_file_name(planted);
+        fs::copy(lab.pristine.join(first), &planted)?;
+        lab.must_find(&format!("{} planted", planted.display()))?;
+        fs::remove_file(&planted)?;
+    }
+    for planted in [
+        "sessions/live/20990101T000000Z-00000000-000000.arrows",
+        "pcap/w00/00000000000000000099.idx.open",
+        "pcap/w00/00000000000000000001.damaged",
+        "pcap/w00/notes.txt",
+        "pcap/w99/00000000000000000001.pcap",
+        "ledger/sensor=other/date=2020-01-01.ndjson",
+    ] {
+        let path = lab.store.join(planted);
+        fs::create_dir_all(path.parent().context("a directory")?)?;
+        fs::write(&path, b"x")?;
+        lab.must_find(&format!("{planted} planted"))?;
+        lab.restore_all()?;
+    }
+    // A link to a true copy, and something that is no file at all.
+    let victim = lab.store.join(&lab.files(&["parquet"])?[0]);
+    fs::remove_file(&victim)?;
+    std::os::unix::fs::symlink(lab.pristine.join("sensor.json"), &victim)?;
+    lab.must_find("a link in a file's place")?;
+    fs::remove_file(&victim)?;
+    fs::create_dir(&victim)?;
+    lab.must_find("a directory in a file's place")?;
+    lab.restore_all()?;
+    lab.must_be_whole("everything put back")
+}
+
+/// The ledger's lines, each with its file.
+fn lines(store: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut lines = Vec::new();
+    for file in outside::files(&store.join("ledger"), "ndjson")? {
+        let content = fs::read(&file)?;
+        let texts = content.split_inclusive(|byte| *byte == b'\n');
+        lines.extend(texts.map(|text| (file.clone(), text.to_vec())));
+    }
+    Ok(lines)
+}
+
+fn write_lines(store: &Path, lines: &[(PathBuf, Vec<u8>)]) -> Result<()> {
+    for file in outside::files(&store.join("ledger"), "ndjson")? {
+        fs::remove_file(file)?;
+    }
+    for file in lines.iter().map(|(file, _)| file).collect::<std::collections::BTreeSet<_>>() {
+        let texts = lines.iter().filter(|(of, _)| of == file).map(|(_, text)| &text[..]);
+        fs::write(file, texts.collect::<Vec<_>>().concat())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn no_line_is_removed_moved_repeated_or_forged_unnoticed() -> Result<()> {
+    let lab = Lab::new()?;
+    let whole = lines(&lab.store)?;
+    ensure!(whole.len() >= 15, "{} lines", whole.len());
+    let attempt = |what: &str, changed: &[(PathBuf, Vec<u8>)]| -> Result<Vec<Kind>> {
+        write_lines(&lab.store, changed)?;
+        lab.must_find(what)
+    };
+    for first in 0..whole.len() {
+        let mut changed = whole.clone();
+        changed.remove(first);
+        attempt(&format!("line {first} removed"), &changed)?;
+        let mut changed = whole.clone();
+        let mut again = whole[first].1.clone();
+        changed[first].1.append(&mut again);
+        attempt(&format!("line {first} repeated"), &changed)?;
+        let mut changed = whole.clone();
+        changed[first].1.insert(0, b'\n');
+        attempt(&format!("an empty line before line {first}"), &changed)?;
+        for second in first + 1..whole.len() {
+            let mut changed = whole.clone();
+            let (one, other) = (whole[first].1.clone(), whole[second].1.clone());
+            (changed[first].1, changed[second].1) = (other, one);
+            attempt(&format!("lines {first} and {second} exchanged"), &changed)?;
+        }
+    }
+    // The signature off a line, off all lines, and all of it signed anew by another key.
+    let unsigned = |text: &[u8]| -> Result<Vec<u8>> {
+        let mut line: capture_store::ledger::LedgerLine = serde_json::from_slice(text)?;
+        line.sig.clear();
+        Ok([&serde_json::to_vec(&line)?[..], b"\n"].concat())
+    };
+    for place in 0..whole.len() {
+        let mut changed = whole.clone();
+        changed[place].1 = unsigned(&whole[place].1)?;
+        attempt(&format!("line {place} without its signature"), &changed)?;
+    }
+    let mut changed = whole.clone();
+    for (_, text) in &mut changed {
+        *text = unsigned(text)?;
+    }
+    let kinds = attempt("no line with a signature", &changed)?;
+    ensure!(kinds.contains(&Kind::Signature), "{kinds:?}");
+    // Even if the store does not name a key any more.
+    let mut identity: serde_json::Value =
+        serde_json::from_slice(&fs::read(lab.store.join("sensor.json"))?)?;
+    identity.as_object_mut().context("an object")?.remove("public_key");
+    fs::write(lab.store.join("sensor.json"), serde_json::to_vec(&identity)?)?;
+    let kinds = lab.must_find("no signature and no key")?;
+    ensure!(kinds.contains(&Kind::Key), "{kinds:?}");
+    lab.restore_all()?;
+    lab.must_be_whole("everything put back")
+}
