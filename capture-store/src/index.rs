@@ -39,6 +39,10 @@ const FOREIGN_ENTRY: usize = 24;
 const RECOVERED: u64 = 1;
 /// Entries that a walk passes in the time of one search.
 const SEARCH_ENTRIES: u64 = 64;
+/// Bytes that a number of the postings takes at most: a u32 as LEB128.
+const VARINT_MOST: usize = 5;
+/// Bytes of postings that are read at once.
+const POSTINGS_CHUNK: usize = 1 << 16;
 /// Entries that a walk reads at once.
 const CHUNK_ENTRIES: usize = 4096;
 
@@ -309,6 +313,12 @@ impl SegmentIndex {
         )
     }
 
+    /// What the index of a sealed segment says about it.
+    pub(crate) fn sealed_header(dir: &Path, sequence: u64) -> Result<IndexHeader, IndexError> {
+        let path = dir.join(layout::segment_name(sequence, INDEX));
+        Self::open_sealed(&path).map(|index| index.header)
+    }
+
     fn open_sealed(path: &Path) -> Result<Self, IndexError> {
         let file = File::open(path)?;
         let len = file.metadata()?.len();
@@ -552,18 +562,37 @@ fn read_offsets(
     let (start, counts) = (u64_at(entry, 8), u64_at(entry, 16));
     let (count, len) = (counts as u32, counts >> 32);
     let end = start.checked_add(len).filter(|end| *end <= sections.postings_len);
-    if end.is_none() || u64::from(count) > len {
+    if end.is_none() || u64::from(count) > len || len > u64::from(count) * VARINT_MOST as u64 {
         return Err(IndexError::Damaged("a session's postings lie outside"));
     }
-    let mut bytes = vec![0; len as usize];
-    file.read_exact_at(&mut bytes, sections.postings_at() + start)?;
-    let mut rest = bytes.as_slice();
-    let mut offsets = Vec::with_capacity(count as usize);
-    let mut last = 0_u32;
-    for _ in 0..count {
-        let next = take_varint(&mut rest).and_then(|delta| last.checked_add(delta));
-        last = next.ok_or(IndexError::Damaged("a session's postings make no sense"))?;
-        offsets.push(last);
+    // A length costs nothing to write, in a file with holes least of all: memory is taken for what
+    // makes sense as it is read.
+    let senseless = || IndexError::Damaged("a session's postings make no sense");
+    let mut offsets: Vec<u32> = Vec::new();
+    let (mut at, mut left) = (sections.postings_at() + start, len);
+    let mut chunk = Vec::new();
+    while left > 0 {
+        let unread = chunk.len();
+        let here = left.min((POSTINGS_CHUNK - unread) as u64);
+        chunk.resize(unread + here as usize, 0);
+        file.read_exact_at(chunk.get_mut(unread..).unwrap_or_default(), at)?;
+        (at, left) = (at + here, left - here);
+        let mut rest = chunk.as_slice();
+        // A number may go on in the next chunk.
+        while rest.len() >= VARINT_MOST || left == 0 && !rest.is_empty() {
+            let last = offsets.last().copied();
+            let next = take_varint(&mut rest).and_then(|delta| match last {
+                None => Some(delta),
+                // Two frames never begin at one place.
+                Some(last) => last.checked_add(delta).filter(|next| *next > last),
+            });
+            offsets.push(next.ok_or_else(senseless)?);
+        }
+        let read = chunk.len() - rest.len();
+        chunk.drain(..read);
+    }
+    if offsets.len() != count as usize {
+        return Err(senseless());
     }
     Ok(offsets)
 }
@@ -673,4 +702,60 @@ pub fn segments(store: &Store) -> io::Result<Vec<SegmentRef>> {
 #[must_use]
 pub fn segment_of(store: &Store, at: PcapPosition) -> SegmentRef {
     SegmentRef { worker: at.worker, sequence: at.segment, dir: store.layout().worker(at.worker) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An index of one session whose directory says that it has `count` frames in `len` bytes,
+    /// over postings that are a hole.
+    fn crafted(dir: &Path, count: u32, len: u32, postings_len: u64) -> SegmentIndex {
+        let header = IndexHeader {
+            worker: 0,
+            sequence: 1,
+            link_type: LinkType::ETHERNET,
+            snaplen: 100,
+            created: Nanos(0),
+            pcap_len: u64::from(u32::MAX),
+            frames: u64::from(count),
+            first_ts: Nanos(0),
+            last_ts: Nanos(0),
+            unnoted: 0,
+            recovered: false,
+            provenance: Provenance::default(),
+        };
+        let sections = Sections { flows: 1, postings_len, foreign: 0 };
+        let mut bytes = encode_header(&header, &sections).to_vec();
+        bytes.extend_from_slice(&7_u64.to_le_bytes());
+        bytes.extend_from_slice(&0_u64.to_le_bytes());
+        bytes.extend_from_slice(&count.to_le_bytes());
+        bytes.extend_from_slice(&len.to_le_bytes());
+        let path = dir.join(layout::segment_name(1, INDEX));
+        std::fs::write(&path, bytes).unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(sections.file_len().unwrap()).unwrap();
+        SegmentIndex::open(dir, 1).unwrap()
+    }
+
+    #[test]
+    fn a_crafted_index_gets_no_memory_for_what_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        for (count, len, postings_len) in [
+            // Bytes for more than the numbers can take, or for fewer.
+            (10, 51, 1 << 30),
+            (10, 9, 1 << 30),
+            // Outside.
+            (10, 20, 19),
+            // A hole is a row of zeros: frames at one place.
+            (100_000_000, 100_000_000, 1 << 30),
+            (2, 2, 2),
+        ] {
+            let index = crafted(dir.path(), count, len, postings_len);
+            let single = index.postings(FlowHash(7));
+            assert!(matches!(single, Err(IndexError::Damaged(_))), "{count} in {len}: {single:?}");
+            let many = index.select(&[FlowHash(7), FlowHash(8)], |_, found| panic!("{found:?}"));
+            assert!(matches!(many, Err(IndexError::Damaged(_))), "{count} in {len}");
+        }
+    }
 }

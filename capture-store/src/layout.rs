@@ -10,6 +10,7 @@
 //! STORE/sessions/live/<run>-<seq>.arrows     open tail of the session log
 //! STORE/sessions/sensor=S/date=…/hour=…/<run>-<seq>.parquet
 //! STORE/ledger/sensor=S/date=YYYY-MM-DD.ndjson
+//! STORE/ledger/owed.jsonl                    notes that no line of the ledger has yet
 //! ```
 //! A name that ends in [`TEMPORARY`] is being written and is removed by the next start.
 
@@ -74,6 +75,11 @@ impl Layout {
         self.root.join(LOCK_FILE)
     }
 
+    /// The directories at the top of the store that have everything in them but its identity.
+    pub(crate) fn trees(&self) -> [PathBuf; 3] {
+        [PCAP_DIR, SESSIONS_DIR, LEDGER_DIR].map(|name| self.root.join(name))
+    }
+
     /// Directory of all packet segments.
     #[must_use]
     pub fn pcap(&self) -> PathBuf {
@@ -112,6 +118,12 @@ impl Layout {
     #[must_use]
     pub fn ledger(&self, sensor: &str) -> PathBuf {
         self.root.join(LEDGER_DIR).join(format!("sensor={}", path_name(sensor)))
+    }
+
+    /// File of the notes that the ledger still has to be told.
+    #[must_use]
+    pub fn owed(&self) -> PathBuf {
+        self.root.join(LEDGER_DIR).join("owed.jsonl")
     }
 
     /// Ledger file of the UTC day of `at`.
@@ -206,12 +218,16 @@ pub(crate) fn remove_if_there(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// The names in a directory, sorted; empty where the directory does not exist. Names that are
-/// not UTF-8 are none of ours and are left out.
+/// The names in a directory, sorted; empty where there is no directory of that name. Names that
+/// are not UTF-8 are none of ours and are left out.
 pub(crate) fn names_in(path: &Path) -> io::Result<Vec<String>> {
     let entries = match std::fs::read_dir(path) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            return Ok(Vec::new());
+        }
         Err(error) => return Err(error),
     };
     let mut names = Vec::new();

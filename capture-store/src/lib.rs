@@ -14,6 +14,7 @@ pub mod journal;
 pub mod key;
 pub mod layout;
 pub mod ledger;
+mod made;
 mod mapped;
 pub mod pcap;
 pub mod provenance;

@@ -2,8 +2,10 @@
 //!
 //! Every step leaves the store in a state from which the next start goes on, so a recovery that
 //! is killed is simply repeated: a segment counts as sealed once its index exists, and its
-//! journal is removed last; an open tail is removed only when its Parquet file is there.
+//! journal is removed last; an open tail is removed only when its Parquet file is there. What was
+//! done is owed to the ledger from then on, whether or not this start comes to write a line.
 
+use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -11,11 +13,12 @@ use std::path::{Path, PathBuf};
 use capture_flow::time::Nanos;
 use serde::{Deserialize, Serialize};
 
-use crate::index::{self, IndexHeader};
+use crate::index::{self, IndexHeader, SegmentIndex};
 use crate::journal::{self, Notes, Snapshot};
 use crate::layout::{self, TEMPORARY};
+use crate::ledger::{Note, Owed, SealedFile};
 use crate::pcap::{FILE_HEADER_LEN, ReadError, SegmentReader};
-use crate::segment::{INDEX, JOURNAL, PCAP, finish_files};
+use crate::segment::{DAMAGED, INDEX, JOURNAL, PCAP, SealedSegment, finish_files};
 use crate::sessions::{PendingSeal, partitions, sealed_names};
 use crate::store::Store;
 use crate::time::now;
@@ -40,7 +43,7 @@ pub struct RecoveryReport {
     pub live_files: u64,
     /// Rows in them.
     pub rows: u64,
-    /// Bytes behind the last whole batch of rows, which were left out.
+    /// Bytes that were no whole batch of rows, which were left out.
     pub torn_bytes: u64,
     /// Files without content that were removed.
     pub removed: u64,
@@ -66,24 +69,33 @@ impl RecoveryReport {
         self.last_sign = Some(self.last_sign.map_or(at, |last| last.max(at)));
     }
 
-    fn leave(&mut self, path: &Path, why: impl std::fmt::Display) {
-        tracing::warn!("{} cannot be recovered: {why}", path.display());
-        self.left.push(format!("{}: {why}", path.display()));
+    fn leave(&mut self, path: &Path, why: &dyn Error) {
+        let mut text = format!("{}: {why}", path.display());
+        let mut cause = why.source();
+        while let Some(why) = cause {
+            text.push_str(&format!(": {why}"));
+            cause = why.source();
+        }
+        tracing::warn!("not recovered: {text}");
+        self.left.push(text);
     }
 }
 
 /// Seals whatever is open. Only the holder of the store's lock may call it.
-pub(crate) fn recover(store: &Store) -> io::Result<RecoveryReport> {
+pub(crate) fn recover(store: &Store, owed: &Owed) -> io::Result<RecoveryReport> {
     let mut report = RecoveryReport { recovered_at: Some(now()), ..RecoveryReport::default() };
     let layout = store.layout();
     for name in layout::names_in(&layout.pcap())? {
         if let Some(worker) = layout::worker_of(&name) {
-            recover_worker(worker, &layout.worker(worker), &mut report)?;
+            recover_worker(worker, &layout.worker(worker), &mut report, owed)?;
         }
     }
-    recover_sessions(store, &mut report)?;
+    recover_sessions(store, &mut report, owed)?;
     for dir in [layout.root().to_owned(), layout.ledger(&store.identity().sensor)] {
         remove_temporary(&dir, &mut report)?;
+    }
+    if report.was_unclean() {
+        owed.inherit(&[Note::Recovered(report.clone())]);
     }
     Ok(report)
 }
@@ -97,7 +109,12 @@ fn remove_temporary(dir: &Path, report: &mut RecoveryReport) -> io::Result<()> {
     Ok(())
 }
 
-fn recover_worker(worker: u16, dir: &Path, report: &mut RecoveryReport) -> io::Result<()> {
+fn recover_worker(
+    worker: u16,
+    dir: &Path,
+    report: &mut RecoveryReport,
+    owed: &Owed,
+) -> io::Result<()> {
     remove_temporary(dir, report)?;
     let names = layout::names_in(dir)?;
     let sequences_with = |extension: &str| -> Vec<u64> {
@@ -107,10 +124,14 @@ fn recover_worker(worker: u16, dir: &Path, report: &mut RecoveryReport) -> io::R
     let (packets, sealed, journals) =
         (sequences_with(PCAP), sequences_with(INDEX), sequences_with(JOURNAL));
     for sequence in &journals {
+        let whole = sealed.contains(sequence) && packets.contains(sequence);
         // Sealed but for this last step, or made before its segment was.
-        if sealed.contains(sequence) || !packets.contains(sequence) {
-            let path = dir.join(layout::segment_name(*sequence, JOURNAL));
-            report.removed += u64::from(layout::remove_if_there(&path)?);
+        if whole || !packets.contains(sequence) {
+            let place = Place::new(worker, *sequence, dir);
+            if whole {
+                owe_sealed(&place, report, owed);
+            }
+            report.removed += u64::from(layout::remove_if_there(&place.journal)?);
         }
     }
     // A retirement that was killed between its two steps; the newest name must stay.
@@ -124,18 +145,23 @@ fn recover_worker(worker: u16, dir: &Path, report: &mut RecoveryReport) -> io::R
     for sequence in packets {
         if !sealed.contains(&sequence) {
             let place = Place::new(worker, sequence, dir);
-            if let Err(error) = recover_segment(&place, report) {
-                report.leave(&place.pcap, error);
+            match recover_segment(&place, report) {
+                Ok(None) => {}
+                Ok(Some(sealed)) => {
+                    owed.inherit(&SealedFile::of_segment(&sealed).map(Note::Sealed));
+                }
+                Err(error) => report.leave(&place.pcap, &error),
             }
         }
     }
     Ok(())
 }
 
-/// An unsealed segment.
+/// Where the parts of a segment lie.
 struct Place {
     worker: u16,
     sequence: u64,
+    dir: PathBuf,
     pcap: PathBuf,
     journal: PathBuf,
 }
@@ -143,7 +169,8 @@ struct Place {
 impl Place {
     fn new(worker: u16, sequence: u64, dir: &Path) -> Self {
         let path = |extension| dir.join(layout::segment_name(sequence, extension));
-        Self { worker, sequence, pcap: path(PCAP), journal: path(JOURNAL) }
+        let dir = dir.to_owned();
+        Self { worker, sequence, pcap: path(PCAP), journal: path(JOURNAL), dir }
     }
 }
 
@@ -156,7 +183,33 @@ struct Found {
     last_ts: Nanos,
 }
 
-fn recover_segment(place: &Place, report: &mut RecoveryReport) -> Result<(), ReadError> {
+/// Tells the ledger of a segment whose sealing was killed behind the index: nobody has.
+fn owe_sealed(place: &Place, report: &mut RecoveryReport, owed: &Owed) {
+    let sealed = SegmentIndex::open(&place.dir, place.sequence).map_err(io::Error::other).and_then(
+        |index| {
+            let bytes = std::fs::read(place.pcap.with_extension(INDEX))?;
+            let hash = hash_of(&File::open(&place.pcap)?)?;
+            Ok(SealedSegment::new(index.header(), &bytes, Some(hash)))
+        },
+    );
+    match sealed {
+        Ok(sealed) => owed.inherit(&SealedFile::of_segment(&sealed).map(Note::Sealed)),
+        Err(error) => report.leave(&place.pcap, &error),
+    }
+}
+
+fn hash_of(mut file: &File) -> io::Result<blake3::Hash> {
+    file.rewind()?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(file)?;
+    Ok(hasher.finalize())
+}
+
+/// Seals a segment; `None` where no frame is in it.
+fn recover_segment(
+    place: &Place,
+    report: &mut RecoveryReport,
+) -> Result<Option<SealedSegment>, ReadError> {
     // Without a usable journal the records still tell where the segment ends.
     let journal = Snapshot::read(&place.journal, None).ok();
     let committed = journal.as_ref().map_or(0, |journal| journal.progress.committed);
@@ -164,13 +217,15 @@ fn recover_segment(place: &Place, report: &mut RecoveryReport) -> Result<(), Rea
         Ok(reader) => reader,
         // Created, and killed before its header was there.
         Err(ReadError::NotPcap) if committed <= FILE_HEADER_LEN as u64 => {
-            return Ok(remove_empty(place, report)?);
+            remove_empty(place, report)?;
+            return Ok(None);
         }
         Err(error) => return Err(error),
     };
     let found = scan(&reader, committed)?;
     if found.frames == 0 && committed <= FILE_HEADER_LEN as u64 {
-        return Ok(remove_empty(place, report)?);
+        remove_empty(place, report)?;
+        return Ok(None);
     }
     // Notes of frames behind the committed end, too, as far as the frames are there.
     let notes = match &journal {
@@ -204,7 +259,7 @@ fn recover_segment(place: &Place, report: &mut RecoveryReport) -> Result<(), Rea
     if torn > 0 && file.metadata()?.len() > found.end {
         // Only a power loss leaves holes. What lies behind the first one is no part of a readable
         // segment any more, but somebody may still want it.
-        keep_aside(&file, found.end, torn, &place.pcap.with_extension("damaged"))?;
+        keep_aside(&file, found.end, torn, &place.pcap.with_extension(DAMAGED))?;
     }
     finish_files(&file, &place.pcap, &place.journal, &header, &index, true)?;
     report.segments += 1;
@@ -217,7 +272,7 @@ fn recover_segment(place: &Place, report: &mut RecoveryReport) -> Result<(), Rea
     if found.frames > 0 {
         report.saw(found.last_ts);
     }
-    Ok(())
+    Ok(Some(SealedSegment::new(&header, &index, Some(hash_of(&file)?))))
 }
 
 fn scan(reader: &SegmentReader, committed: u64) -> Result<Found, ReadError> {
@@ -253,7 +308,7 @@ fn remove_empty(place: &Place, report: &mut RecoveryReport) -> io::Result<()> {
     Ok(())
 }
 
-fn recover_sessions(store: &Store, report: &mut RecoveryReport) -> io::Result<()> {
+fn recover_sessions(store: &Store, report: &mut RecoveryReport, owed: &Owed) -> io::Result<()> {
     let layout = store.layout();
     // A killed sealing leaves its temporary file in the partition.
     for sensor in partitions(&layout.sessions(), "sensor=")? {
@@ -268,19 +323,24 @@ fn recover_sessions(store: &Store, report: &mut RecoveryReport) -> io::Result<()
     for name in layout::names_in(&live)? {
         let Some(stem) = name.strip_suffix(".arrows") else { continue };
         let path = live.join(&name);
-        if sealed.contains_key(stem) {
+        let pending = PendingSeal::new(layout, &store.identity().sensor, path.clone());
+        // Its sealing was killed before the last step, so nobody told the ledger. A file that
+        // cannot be read is written again.
+        if let Some(file) = sealed.get(stem).and_then(|parquet| pending.sealed_as(parquet)) {
+            owed.inherit(&[Note::Sealed(file)]);
             report.removed += u64::from(layout::remove_if_there(&path)?);
             continue;
         }
-        match PendingSeal::new(layout, &store.identity().sensor, path.clone()).seal() {
+        match pending.seal() {
             Ok(Some(sealed)) => {
                 report.live_files += 1;
                 report.rows += sealed.rows;
-                report.torn_bytes += sealed.torn_bytes;
+                report.torn_bytes += sealed.unread_bytes();
                 report.saw(sealed.last_flushed_at);
+                owed.inherit(&[Note::Sealed(sealed.file)]);
             }
             Ok(None) => report.removed += 1,
-            Err(error) => report.leave(&path, error),
+            Err(error) => report.leave(&path, &error),
         }
     }
     Ok(())

@@ -5,7 +5,7 @@
 //! (helper: allocate, map, populate)   (worker: copies only)     (helper: truncate, index, hash)
 //! ```
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{Ordering, compiler_fence};
@@ -16,7 +16,7 @@ use capture_flow::sink::Mark;
 use capture_flow::time::Nanos;
 
 use crate::index::{self, IndexHeader};
-use crate::journal::{self, Fixed, Journal, Progress};
+use crate::journal::{self, Fixed, Journal, JournalError, Notes, Progress, Snapshot};
 use crate::layout;
 use crate::mapped::{MapError, MappedFile};
 use crate::pcap::{self, FILE_HEADER_LEN, FileHeader, RECORD_HEADER_LEN, RecordHeader};
@@ -32,6 +32,9 @@ pub const PCAP: &str = "pcap";
 pub const INDEX: &str = "idx";
 /// Extension of an open segment's journal.
 pub const JOURNAL: &str = "idx.open";
+
+/// Extension of what is damaged and was put out of the way, of segments and of open tails.
+pub const DAMAGED: &str = "damaged";
 
 /// What a segment shall be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -350,7 +353,7 @@ impl ActiveSegment {
     #[must_use]
     pub fn finish(self) -> FilledSegment {
         self.journal.publish(&self.progress());
-        FilledSegment(self)
+        FilledSegment::new(self)
     }
 }
 
@@ -380,12 +383,12 @@ impl Default for SealPolicy {
     }
 }
 
-/// Why a segment is not sealed. Its files stay: it can be read, and the next start seals it.
+/// Why a segment is not sealed. It stays, can be read, and is given back for the next try.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot seal {path}")]
+#[error("cannot seal {}", segment.path().display())]
 pub struct SealError {
-    /// The segment.
-    pub path: PathBuf,
+    /// The segment, to be sealed later.
+    pub segment: Box<FilledSegment>,
     /// The kernel's answer.
     #[source]
     pub source: io::Error,
@@ -393,66 +396,98 @@ pub struct SealError {
 
 /// A segment that no worker writes to any more.
 #[derive(Debug)]
-pub struct FilledSegment(ActiveSegment);
+pub struct FilledSegment {
+    /// What it was filled through, until the first try to seal it: one that has to wait for the
+    /// disk shall not hold memory. The journal's file has the notes for later tries.
+    maps: Option<(MappedFile, Journal)>,
+    header: IndexHeader,
+    pcap_hash: Option<blake3::Hash>,
+    pcap_path: PathBuf,
+    journal_path: PathBuf,
+}
 
 impl FilledSegment {
-    /// Its sequence number.
-    #[must_use]
-    pub fn sequence(&self) -> u64 {
-        self.0.sequence()
-    }
-
-    /// Truncates the packets to what was filled, writes the index, hashes. Blocks: call it on a
-    /// helper thread. `None` if not one frame was in it: then its files are removed.
-    ///
-    /// # Errors
-    /// See [`SealError`].
-    pub fn seal(self, policy: &SealPolicy) -> Result<Option<SealedSegment>, SealError> {
-        let path = self.0.pcap_path.clone();
-        self.seal_files(policy).map_err(|source| SealError { path, source })
-    }
-
-    fn seal_files(self, policy: &SealPolicy) -> io::Result<Option<SealedSegment>> {
-        let ActiveSegment { file, journal, end, frames, first_ts, last_ts, .. } = self.0;
-        let (pcap_path, journal_path) = (self.0.pcap_path, self.0.journal_path);
-        if frames == 0 {
-            drop((file, journal));
-            layout::remove_if_there(&pcap_path)?;
-            layout::remove_if_there(&journal_path)?;
-            return Ok(None);
-        }
-        let packets = file.bytes().get(..end).unwrap_or_default();
-        let hash = policy.hash.then(|| blake3::hash(packets));
-        let fixed = *journal.fixed();
+    fn new(filled: ActiveSegment) -> Self {
+        let fixed = *filled.journal.fixed();
         let header = IndexHeader {
             worker: fixed.worker,
             sequence: fixed.sequence,
             link_type: fixed.link_type,
             snaplen: fixed.snaplen,
             created: fixed.created,
-            pcap_len: end as u64,
-            frames,
-            first_ts,
-            last_ts,
-            unnoted: journal.unnoted(),
+            pcap_len: filled.end as u64,
+            frames: filled.frames,
+            first_ts: filled.first_ts,
+            last_ts: filled.last_ts,
+            unnoted: filled.journal.unnoted(),
             recovered: false,
             provenance: fixed.provenance,
         };
-        let index = index::encode(&header, journal.notes(end as u64));
-        let file = file.into_file();
-        drop(journal);
-        finish_files(&file, &pcap_path, &journal_path, &header, &index, policy.sync)?;
-        Ok(Some(SealedSegment {
-            worker: fixed.worker,
-            sequence: fixed.sequence,
-            pcap_bytes: end as u64,
-            index_bytes: index.len() as u64,
-            frames,
-            first_ts,
-            last_ts,
-            pcap_hash: hash,
-            index_hash: blake3::hash(&index),
-        }))
+        Self {
+            maps: Some((filled.file, filled.journal)),
+            header,
+            pcap_hash: None,
+            pcap_path: filled.pcap_path,
+            journal_path: filled.journal_path,
+        }
+    }
+
+    /// Its sequence number.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.header.sequence
+    }
+
+    /// Where its packets are.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.pcap_path
+    }
+
+    /// Truncates the packets to what was filled, writes the index, hashes. Blocks: call it on a
+    /// helper thread. `None` if not one frame was in it: then its files are removed.
+    ///
+    /// # Errors
+    /// See [`SealError`], which has the segment for the next try.
+    pub fn seal(mut self, policy: &SealPolicy) -> Result<Option<SealedSegment>, SealError> {
+        match self.seal_files(policy) {
+            Ok(sealed) => Ok(sealed),
+            Err(source) => Err(SealError { segment: Box::new(self), source }),
+        }
+    }
+
+    fn seal_files(&mut self, policy: &SealPolicy) -> io::Result<Option<SealedSegment>> {
+        let header = self.header;
+        let maps = self.maps.take();
+        if header.frames == 0 {
+            drop(maps);
+            layout::remove_if_there(&self.pcap_path)?;
+            layout::remove_if_there(&self.journal_path)?;
+            return Ok(None);
+        }
+        let (packets, notes) = match maps {
+            Some((file, journal)) => {
+                let end = usize::try_from(header.pcap_len).unwrap_or(usize::MAX);
+                let packets = file.bytes().get(..end).unwrap_or_default();
+                self.pcap_hash = policy.hash.then(|| blake3::hash(packets));
+                (file.into_file(), journal.notes(header.pcap_len))
+            }
+            None => self.reopen()?,
+        };
+        let index = index::encode(&header, notes);
+        let (pcap_path, journal_path) = (&self.pcap_path, &self.journal_path);
+        finish_files(&packets, pcap_path, journal_path, &header, &index, policy.sync)?;
+        Ok(Some(SealedSegment::new(&header, &index, self.pcap_hash)))
+    }
+
+    /// Its packets' file and its notes, for another try.
+    fn reopen(&self) -> io::Result<(File, Notes)> {
+        let packets = OpenOptions::new().read(true).write(true).open(&self.pcap_path)?;
+        let journal = Snapshot::read(&self.journal_path, None).map_err(|error| match error {
+            JournalError::Io(error) => error,
+            damaged @ JournalError::Damaged => io::Error::other(damaged),
+        })?;
+        Ok((packets, journal.notes))
     }
 }
 
@@ -496,4 +531,20 @@ pub struct SealedSegment {
     pub pcap_hash: Option<blake3::Hash>,
     /// BLAKE3 of the index.
     pub index_hash: blake3::Hash,
+}
+
+impl SealedSegment {
+    pub(crate) fn new(header: &IndexHeader, index: &[u8], pcap_hash: Option<blake3::Hash>) -> Self {
+        Self {
+            worker: header.worker,
+            sequence: header.sequence,
+            pcap_bytes: header.pcap_len,
+            index_bytes: index.len() as u64,
+            frames: header.frames,
+            first_ts: header.first_ts,
+            last_ts: header.last_ts,
+            pcap_hash,
+            index_hash: blake3::hash(index),
+        }
+    }
 }

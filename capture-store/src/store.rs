@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::num::NonZeroU32;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::key::{KeyError, PublicKey, SecretKey};
 use crate::layout::{self, FILE_MODE, KEY_FILE, LOCK_FILE, Layout, SENSOR_FILE};
+use crate::ledger::{Note, Owed};
+use crate::made::Made;
 use crate::provenance::RunTag;
 use crate::recover::{self, RecoveryReport};
 use crate::time::{now, to_rfc3339};
@@ -252,6 +254,8 @@ pub struct OwnedStore {
     store: Store,
     recovery: RecoveryReport,
     key: Arc<SecretKey>,
+    owed: Arc<Owed>,
+    made: Made,
     _lock: File,
 }
 
@@ -279,6 +283,25 @@ impl OwnedStore {
         sensor: Option<&str>,
         key_file: Option<&Path>,
     ) -> Result<Self, OpenError> {
+        let mut made = Made::before(path);
+        match Self::take(path, sensor, key_file, &mut made) {
+            Ok(mut store) => {
+                store.made = made;
+                Ok(store)
+            }
+            Err(error) => {
+                made.undo(path);
+                Err(error)
+            }
+        }
+    }
+
+    fn take(
+        path: &Path,
+        sensor: Option<&str>,
+        key_file: Option<&Path>,
+        made: &mut Made,
+    ) -> Result<Self, OpenError> {
         let io = |doing, path: &Path| {
             let path = path.to_owned();
             move |source| OpenError::io(doing, &path, source)
@@ -289,6 +312,7 @@ impl OwnedStore {
             refuse_foreign_directory(path)?;
         }
         let lock = take_lock(path)?;
+        made.file(LOCK_FILE);
         // Another sensor may have made the store between the look and the lock.
         let known = read_identity(path)?;
         if let Some(identity) = &known
@@ -301,6 +325,9 @@ impl OwnedStore {
             });
         }
         let key_file = key_file.map_or_else(|| path.join(KEY_FILE), Path::to_owned);
+        if key_file.parent() == Some(path) && !key_file.exists() {
+            made.file(KEY_FILE);
+        }
         let key = take_key(path, &key_file, known.as_ref())?;
         let identity = match known {
             Some(identity) if identity.public_key.is_some() => identity,
@@ -308,7 +335,10 @@ impl OwnedStore {
                 let public_key = Some(key.public().to_string());
                 write_identity(path, Identity { public_key, ..identity })?
             }
-            None => create_identity(path, sensor, &key.public())?,
+            None => {
+                made.file(SENSOR_FILE);
+                create_identity(path, sensor, &key.public())?
+            }
         };
         let layout = Layout::new(path);
         for dir in
@@ -317,14 +347,32 @@ impl OwnedStore {
             layout::create_dir(&dir).map_err(io("create", &dir))?;
         }
         let store = Store { layout, identity };
-        let recovery = recover::recover(&store).map_err(io("recover", path))?;
-        Ok(Self { store, recovery, key: Arc::new(key), _lock: lock })
+        let owed = Owed::open(&store.layout.owed()).map_err(io("read", &store.layout.owed()))?;
+        let recovery = recover::recover(&store, &owed).map_err(io("recover", path))?;
+        let (key, owed, made) = (Arc::new(key), Arc::new(owed), Made::default());
+        Ok(Self { store, recovery, key, owed, made, _lock: lock })
     }
 
     /// What its ledger is signed with.
     #[must_use]
     pub fn key(&self) -> &Arc<SecretKey> {
         &self.key
+    }
+
+    /// Removes the store again if this opening made it and nothing was put into it: a run that
+    /// could not begin leaves no trace. Only when nobody writes to it any more.
+    pub fn remove_if_unused(&self) {
+        self.made.undo(self.store.layout.root());
+    }
+
+    /// Has the ledger told of these, should the run end before one of its lines does: the next
+    /// line of a later run has them then.
+    pub fn owe(&self, notes: &[Note]) {
+        self.owed.owe(notes);
+    }
+
+    pub(crate) fn owed(&self) -> Arc<Owed> {
+        Arc::clone(&self.owed)
     }
 
     /// The store for reading.
@@ -488,16 +536,30 @@ fn refuse_foreign_directory(path: &Path) -> Result<(), OpenError> {
     }
 }
 
+/// Takes the lock of the store that is at `path`, not of one that was removed meanwhile.
 fn take_lock(path: &Path) -> Result<File, OpenError> {
+    const TRIES: usize = 16;
     let file = path.join(LOCK_FILE);
+    let mut lock = try_lock(path, &file)?;
+    for _ in 0..TRIES {
+        let held = lock.metadata().map_err(|error| OpenError::io("look at", &file, error))?;
+        if std::fs::metadata(&file).is_ok_and(|there| there.ino() == held.ino()) {
+            break;
+        }
+        lock = try_lock(path, &file)?;
+    }
+    Ok(lock)
+}
+
+fn try_lock(path: &Path, file: &Path) -> Result<File, OpenError> {
     let mut lock = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(FILE_MODE)
-        .open(&file)
-        .map_err(|error| OpenError::io("open", &file, error))?;
+        .open(file)
+        .map_err(|error| OpenError::io("open", file, error))?;
     match lock_soon(&lock) {
         Ok(()) => {}
         Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
@@ -508,13 +570,13 @@ fn take_lock(path: &Path) -> Result<File, OpenError> {
             let holder = if holder.is_empty() { "unknown process" } else { holder };
             return Err(OpenError::InUse { path: path.to_owned(), holder: holder.to_owned() });
         }
-        Err(error) => return Err(OpenError::io("lock", &file, error.into())),
+        Err(error) => return Err(OpenError::io("lock", file, error.into())),
     }
     let holder = format!("pid {}, since {}\n", std::process::id(), to_rfc3339(now()));
     lock.set_len(0)
         .and_then(|()| lock.rewind())
         .and_then(|()| lock.write_all(holder.as_bytes()))
-        .map_err(|error| OpenError::io("write", &file, error))?;
+        .map_err(|error| OpenError::io("write", file, error))?;
     Ok(lock)
 }
 

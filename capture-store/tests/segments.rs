@@ -9,11 +9,12 @@ use capture_flow::frame::{LinkType, PcapPosition};
 use capture_flow::key::FlowHash;
 use capture_flow::sink::Mark;
 use capture_flow::time::Nanos;
-use capture_store::OwnedStore;
 use capture_store::index::{SegmentIndex, SegmentRef, segments};
+use capture_store::ledger::{LedgerLine, LedgerWriter, Note, SealedFile};
 use capture_store::pcap::{RECORD_HEADER_LEN, SegmentReader};
-use capture_store::retention::{Budgets, retire};
+use capture_store::retention::{Budgets, Retention, Retired};
 use capture_store::segment::{ActiveSegment, SealPolicy, SegmentSpec, prepare};
+use capture_store::{OwnedStore, RunId};
 use proptest::prelude::*;
 
 const QUICK: SealPolicy = SealPolicy { sync: false, hash: true };
@@ -424,12 +425,13 @@ fn the_oldest_segments_go_first_and_the_newest_stays() {
         segment.append(Nanos(1_000_000 - nth as i64), 60, &[&frame(1, 60)]).unwrap();
         segment.finish().seal(&QUICK).unwrap();
     }
-    let all = retire(&store, &Budgets::default()).unwrap();
+    let mut retention = Retention::default();
+    let all = retention.keep(&store, &Budgets::default()).unwrap();
     assert_eq!(all.files, []);
     let one = all.packet_bytes / 5;
-    let names = |budget| {
+    let mut names = |budget| {
         let budgets = Budgets { packets: Some(budget), sessions: None };
-        let retired = retire(&store, &budgets).unwrap();
+        let retired = retention.keep(&store, &budgets).unwrap();
         retired.files.iter().map(|f| f.path.clone()).collect::<Vec<_>>()
     };
     let path = |worker, sequence| format!("pcap/w{worker:02}/{sequence:020}.pcap");
@@ -437,4 +439,245 @@ fn the_oldest_segments_go_first_and_the_newest_stays() {
     assert_eq!(names(0), [path(0, 2)]);
     assert_eq!(segments(store.store()).unwrap().len(), 2, "each worker keeps its newest");
     assert_eq!(store.next_sequence(0).unwrap(), 4);
+}
+
+/// Makes a sealed segment of worker 0 with one frame at each of the moments.
+fn sealed(store: &OwnedStore, sequence: u64, times: &[i64]) -> [SealedFile; 2] {
+    store.next_sequence(0).unwrap();
+    let spec = SegmentSpec { worker: 0, ..spec() };
+    let prepared = prepare(&store.layout().worker(0), sequence, &spec).unwrap();
+    let mut segment = prepared.activate();
+    for ts in times {
+        segment.append(Nanos(*ts), 60, &[&frame(1, 60)]).unwrap();
+    }
+    SealedFile::of_segment(&segment.finish().seal(&QUICK).unwrap().unwrap())
+}
+
+fn file(store: &OwnedStore, sequence: u64, extension: &str) -> std::path::PathBuf {
+    store.layout().worker(0).join(format!("{sequence:020}.{extension}"))
+}
+
+fn keep(store: &OwnedStore, packets: u64) -> Retired {
+    let budgets = Budgets { packets: Some(packets), sessions: None };
+    Retention::default().keep(store, &budgets).unwrap()
+}
+
+fn line(interval: u64) -> LedgerLine {
+    let run = RunId::parse("20070202T000000Z-00000001").unwrap();
+    LedgerLine::new("test", &run, interval, Nanos(0), Nanos(1))
+}
+
+#[test]
+fn a_segment_that_cannot_be_sealed_is_given_back_and_sealed_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut segment = prepare(dir.path(), 7, &spec()).unwrap().activate();
+    let model = fill(&mut segment, &[(60, 1), (61, 2), (62, 1), (63, 3)]);
+    // In the way of the index.
+    let index = dir.path().join("00000000000000000007.idx");
+    fs::create_dir(&index).unwrap();
+    let place = SegmentRef { worker: 3, sequence: 7, dir: dir.path().to_owned() };
+    let mut filled = segment.finish();
+    for _ in 0..3 {
+        let failure = filled.seal(&QUICK).unwrap_err();
+        filled = *failure.segment;
+        assert_eq!((filled.sequence(), filled.path()), (7, place.pcap_path().as_path()));
+    }
+    fs::remove_dir(&index).unwrap();
+    let open = place.index().unwrap();
+    assert!(open.is_open(), "it can be read meanwhile");
+    assert_index(&open, &model);
+    let sealed = filled.seal(&QUICK).unwrap().unwrap();
+    let index = place.index().unwrap();
+    assert!(!index.is_open());
+    assert_index(&index, &model);
+    assert_packets(&place.packets(&index).unwrap(), &model);
+    assert_eq!(sealed.pcap_hash, Some(blake3::hash(&fs::read(place.pcap_path()).unwrap())));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "packets and index");
+}
+
+#[test]
+fn what_a_recovery_did_is_in_the_ledger_once_however_many_starts_fail_before() {
+    let dir = tempfile::tempdir().unwrap();
+    killed_store(dir.path(), &[(60, 1), (61, 2)], 1);
+    // Starts that recover and come to no line.
+    for unclean in [true, false, false] {
+        assert_eq!(small_store(dir.path()).recovery().was_unclean(), unclean);
+    }
+    let store = small_store(dir.path());
+    let mut told = Vec::new();
+    for interval in 0..3 {
+        // A writer a line, as if each were a start of its own.
+        let mut line = line(interval);
+        LedgerWriter::open(&store).unwrap().append(&mut line).unwrap();
+        told.extend(line.notes);
+    }
+    assert_eq!(told.len(), 3, "{told:?}");
+    for note in &told {
+        match note {
+            Note::Sealed(file) => {
+                let content = fs::read(store.layout().root().join(&file.path)).unwrap();
+                assert_eq!(file.bytes, content.len() as u64);
+                assert_eq!(file.blake3, Some(blake3::hash(&content).to_hex().to_string()));
+                assert_eq!(file.items, 2);
+            }
+            Note::Recovered(report) => assert_eq!((report.segments, report.frames), (1, 2)),
+            other => panic!("{other:?}"),
+        }
+    }
+    drop(store);
+    let mut later = line(3);
+    LedgerWriter::open(&small_store(dir.path())).unwrap().append(&mut later).unwrap();
+    assert_eq!(later.notes, []);
+}
+
+#[test]
+fn a_note_that_stands_in_the_last_line_is_not_told_again() {
+    let dir = tempfile::tempdir().unwrap();
+    killed_store(dir.path(), &[(60, 1)], 1);
+    let owed = dir.path().join("store/ledger/owed.jsonl");
+    let store = small_store(dir.path());
+    let before = fs::read(&owed).unwrap();
+    LedgerWriter::open(&store).unwrap().append(&mut line(0)).unwrap();
+    assert!(!owed.exists());
+    drop(store);
+    // As a kill between the line and forgetting leaves it, and the torn end of another note.
+    fs::write(&owed, [&before, br#"{"note":"seal"#.as_slice()].concat()).unwrap();
+    let store = small_store(dir.path());
+    let mut next = line(1);
+    LedgerWriter::open(&store).unwrap().append(&mut next).unwrap();
+    assert_eq!(next.notes, []);
+}
+
+#[test]
+fn what_was_done_without_a_line_is_told_by_the_next_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let sealed = sealed(&store, 1, &[5]).map(Note::Sealed);
+    store.owe(&sealed);
+    // This run brings it to the ledger itself, and is killed before.
+    let mut own = line(0);
+    LedgerWriter::open(&store).unwrap().append(&mut own).unwrap();
+    assert_eq!(own.notes, []);
+    drop(store);
+    let mut next = line(1);
+    LedgerWriter::open(&small_store(dir.path())).unwrap().append(&mut next).unwrap();
+    assert_eq!(next.notes, sealed);
+}
+
+#[test]
+fn a_segment_sealed_but_for_its_journal_is_told_with_its_hashes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let sealed = sealed(&store, 1, &[5, 6]).map(Note::Sealed);
+    fs::write(file(&store, 1, "idx.open"), b"x").unwrap();
+    drop(store);
+    let mut next = line(0);
+    LedgerWriter::open(&small_store(dir.path())).unwrap().append(&mut next).unwrap();
+    assert_eq!(next.notes, sealed);
+}
+
+#[test]
+fn an_open_segment_with_a_damaged_journal_is_never_retired() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    store.next_sequence(0).unwrap();
+    let spec = SegmentSpec { worker: 0, ..spec() };
+    let mut open = prepare(&store.layout().worker(0), 1, &spec).unwrap().activate();
+    open.append(Nanos(1), 60, &[&frame(1, 60)]).unwrap();
+    fs::write(file(&store, 1, "idx.open"), b"not a journal").unwrap();
+    for sequence in 2..=4 {
+        sealed(&store, sequence, &[7]);
+    }
+    let retired = keep(&store, 0);
+    let gone: Vec<_> = retired.files.iter().map(|file| file.path.as_str()).collect();
+    let path = |sequence| format!("pcap/w00/{sequence:020}.pcap");
+    assert_eq!(gone, [path(2), path(3)]);
+    assert!(file(&store, 1, "pcap").exists() && file(&store, 4, "pcap").exists());
+}
+
+#[test]
+fn a_sealed_index_is_read_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let [packets, index] =
+        [1, 2, 3].map(|sequence| sealed(&store, sequence, &[sequence as i64]))[0].clone();
+    let mut retention = Retention::default();
+    retention.keep(&store, &Budgets::default()).unwrap();
+    // Were it read again, it would be found to be damaged.
+    fs::write(file(&store, 1, "idx"), vec![0; index.bytes as usize]).unwrap();
+    fs::write(file(&store, 1, "pcap"), b"").unwrap();
+    let budgets = Budgets { packets: Some(0), sessions: None };
+    let retired = retention.keep(&store, &budgets).unwrap();
+    assert_eq!((&retired.files[0].path, retired.files[0].first_ts), (&packets.path, Nanos(1)));
+    assert_eq!(retired.files[0].bytes, packets.bytes + index.bytes);
+}
+
+#[test]
+fn a_retired_segment_is_told_with_its_times_even_if_its_index_is_damaged() {
+    for known in ["ledger", "frames", "nothing"] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = small_store(dir.path());
+        let first = sealed(&store, 1, &[30, 10, 20]);
+        sealed(&store, 2, &[40]);
+        fs::write(file(&store, 1, "idx"), b"damaged").unwrap();
+        if known == "ledger" {
+            let mut line = line(0);
+            line.notes.extend(first.map(Note::Sealed));
+            LedgerWriter::open(&store).unwrap().append(&mut line).unwrap();
+        }
+        if known != "frames" {
+            fs::write(file(&store, 1, "pcap"), b"damaged, too").unwrap();
+        }
+        let retired = keep(&store, 0);
+        let gone = &retired.files[0];
+        let expected = match known {
+            "nothing" => (Nanos::MIN, Nanos::MAX, 1),
+            _ => (Nanos(10), Nanos(30), 0),
+        };
+        assert_eq!((gone.first_ts, gone.last_ts, retired.said.len()), expected, "{known}");
+        assert!(!file(&store, 1, "pcap").exists() && !file(&store, 1, "idx").exists());
+        // Should the run be killed now, the next one tells of it.
+        let gone = gone.clone();
+        drop(store);
+        let mut next = line(1);
+        LedgerWriter::open(&small_store(dir.path())).unwrap().append(&mut next).unwrap();
+        assert_eq!(next.notes, [Note::Retired(gone)]);
+    }
+}
+
+#[test]
+fn what_was_kept_aside_goes_with_its_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    for sequence in [1, 2] {
+        sealed(&store, sequence, &[7]);
+    }
+    fs::write(file(&store, 1, "damaged"), [0; 100]).unwrap();
+    let retired = keep(&store, 0);
+    let gone: Vec<_> = retired.files.iter().map(|file| (file.path.as_str(), file.bytes)).collect();
+    let path = |extension| format!("pcap/w00/{:020}.{extension}", 1);
+    assert_eq!(gone[1], (path("damaged").as_str(), 100));
+    assert_eq!(gone[0].0, path("pcap"));
+    assert_eq!(gone.len(), 2);
+    let left: u64 = fs::read_dir(store.layout().worker(0))
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().len())
+        .sum();
+    assert_eq!(retired.packet_bytes, left);
+}
+
+#[test]
+fn one_file_that_cannot_be_removed_keeps_no_other_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    for sequence in 1..=3 {
+        sealed(&store, sequence, &[7]);
+    }
+    // A directory is not removed as a file.
+    fs::remove_file(file(&store, 1, "pcap")).unwrap();
+    fs::create_dir(file(&store, 1, "pcap")).unwrap();
+    let budgets = Budgets { packets: Some(0), sessions: None };
+    let failure = Retention::default().keep(&store, &budgets).unwrap_err();
+    let gone: Vec<_> = failure.retired.files.iter().map(|file| file.path.clone()).collect();
+    assert_eq!(gone, [format!("pcap/w00/{:020}.pcap", 2)]);
 }

@@ -2,22 +2,27 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use arrow::array::RecordBatch;
+use arrow::ipc::writer::StreamWriter;
 use capture_flow::frame::{IfaceId, PcapPosition};
 use capture_flow::key::{Address, FlowHasher, MacAddr, Protocol, SessionKey};
 use capture_flow::record::{
     ConnState, History, RowReason, Service, ServiceDetail, SessionRecord, Side, Uid,
 };
 use capture_flow::time::{Nanos, NanosDelta};
-use capture_store::retention::{Budgets, retire};
+use capture_store::ledger::{LedgerLine, LedgerWriter, Note};
+use capture_store::retention::{Budgets, Retention};
 use capture_store::sessions::{
-    LogPolicy, RowNames, Scan, ScanReport, SessionLog, SessionRow, column_names, scan,
+    LogPolicy, RowNames, Scan, ScanReport, SealSessionsError, SessionLog, SessionRow, column_names,
+    scan,
 };
 use capture_store::{OwnedStore, RowLossReason, RunId, Store};
+use parquet::arrow::ArrowWriter;
 use proptest::prelude::*;
 
 const HOUR: i64 = 3_600_000_000_000;
@@ -342,8 +347,12 @@ fn the_oldest_session_files_are_retired_first() {
     let (_, pending) = log.close().unwrap();
     let sealed: Vec<_> = pending.iter().map(|s| s.seal().unwrap().unwrap().file).collect();
     let budget = sealed[1].bytes + sealed[2].bytes;
-    let retired = retire(&store, &Budgets { packets: None, sessions: Some(budget) }).unwrap();
+    let hour = store.layout().root().join(&sealed[0].path).parent().unwrap().to_owned();
+    assert!(hour.exists());
+    let budgets = Budgets { packets: None, sessions: Some(budget) };
+    let retired = Retention::default().keep(&store, &budgets).unwrap();
     assert_eq!((retired.files.len(), retired.session_bytes), (1, budget));
+    assert!(!hour.exists(), "an hour without a file needs no directory");
     let gone = &retired.files[0];
     assert_eq!(
         (&gone.path, gone.items, gone.first_ts, gone.last_ts),
@@ -450,4 +459,214 @@ fn the_columns_are_those_of_the_design() {
         assert!(names.iter().any(|known| known == name), "{name}");
     }
     assert_eq!(names.len(), 42);
+}
+
+/// A log with one row a batch; where each batch ends in the open tail.
+fn tail_of(store: &OwnedStore, rows: u64) -> Vec<usize> {
+    let mut log = SessionLog::new(store, &run(), LogPolicy::default());
+    let mut ends = Vec::new();
+    for number in 0..rows {
+        log.append(&record(number, START + number as i64), "eth0").unwrap();
+        log.commit().unwrap();
+        ends.push(log.live_bytes() as usize);
+    }
+    ends
+}
+
+#[test]
+fn a_tail_damaged_in_its_midst_gives_every_other_batch_and_is_kept() {
+    for (damage, bytes) in [("zeros", 0), ("other bytes", 0x5a), ("ones", 0xff)] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = small_store(dir.path());
+        let ends = tail_of(&store, 5);
+        let path = live_file(store.store());
+        let mut content = fs::read(&path).unwrap();
+        content[ends[0]..ends[0] + 100].fill(bytes);
+        content[ends[2] - 20..ends[2] + 20].fill(bytes);
+        fs::write(&path, &content).unwrap();
+        let (rows, report) = collect(store.store(), &Scan::default());
+        let found: Vec<_> = rows.iter().map(|row| row.ts.0 - START).collect();
+        // The third's values are damaged where nobody can tell; the fourth has no beginning.
+        assert_eq!(found, [0, 2, 4], "{damage}");
+        assert_eq!((report.damaged.len(), report.torn.len()), (1, 0), "{damage}: {report:?}");
+        drop(store);
+
+        let store = small_store(dir.path());
+        let report = store.recovery();
+        assert_eq!((report.live_files, report.rows), (1, 3), "{damage}");
+        let lost = (ends[1] - ends[0] + ends[3] - ends[2]) as u64;
+        assert_eq!(report.torn_bytes, lost, "{damage}");
+        assert_eq!(fs::read(path.with_extension("damaged")).unwrap(), content);
+        assert_eq!(uids(store.store(), &Scan::default()).len(), 3);
+        // It is retired with its like.
+        let budgets = Budgets { packets: None, sessions: Some(0) };
+        let retired = Retention::default().keep(&store, &budgets).unwrap();
+        assert_eq!((retired.files.len(), retired.session_bytes), (2, 0));
+        assert!(retired.files.iter().any(|file| file.path.ends_with(".damaged")));
+        assert_eq!(fs::read_dir(store.layout().live()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_tail_without_its_beginning_is_read_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    tail_of(&store, 3);
+    let path = live_file(store.store());
+    let mut content = fs::read(&path).unwrap();
+    content[..64].fill(0);
+    fs::write(&path, content).unwrap();
+    let (rows, report) = collect(store.store(), &Scan::default());
+    assert_eq!((rows.len(), report.damaged.len()), (3, 1));
+}
+
+#[test]
+fn a_tail_of_which_nothing_can_be_read_is_kept_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let mut log = SessionLog::new(&store, &run(), LogPolicy::default());
+    log.append(&record(0, START), "eth0").unwrap();
+    let (_, pending) = log.close().unwrap();
+    fs::write(pending[0].path(), [7; 100]).unwrap();
+    match pending[0].seal() {
+        Err(SealSessionsError::Unreadable { aside, bytes, .. }) => {
+            assert_eq!((fs::read(aside).unwrap(), bytes), (vec![7; 100], 100));
+        }
+        other => panic!("{other:?}"),
+    }
+    fs::write(store.layout().live().join("20070202T060000Z-0badcafe-9.arrows"), [7; 9]).unwrap();
+    drop((log, store));
+    let store = small_store(dir.path());
+    assert!(store.recovery().was_unclean());
+    assert_eq!(store.recovery().left.len(), 1);
+}
+
+#[test]
+fn a_sealing_that_fails_can_be_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let mut log = SessionLog::new(&store, &run(), LogPolicy::default());
+    log.append(&record(0, START), "eth0").unwrap();
+    let (_, pending) = log.close().unwrap();
+    let day = store.layout().sessions().join("sensor=test/date=2007-02-02");
+    fs::create_dir_all(day.parent().unwrap()).unwrap();
+    fs::write(&day, b"in the way").unwrap();
+    assert!(pending[0].seal().is_err());
+    assert_eq!(uids(store.store(), &Scan::default()).len(), 1);
+    fs::remove_file(&day).unwrap();
+    assert_eq!(pending[0].seal().unwrap().unwrap().rows, 1);
+}
+
+#[test]
+fn rows_committed_before_a_failure_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let mut log = SessionLog::new(&store, &run(), LogPolicy::default());
+    log.append(&record(0, START), "eth0").unwrap();
+    assert_eq!(log.commit().unwrap(), 1);
+    let live = store.layout().live();
+    fs::rename(&live, live.with_extension("away")).unwrap();
+    for hour in [0, 0, 1] {
+        log.append(&record(1, START + hour * HOUR), "eth0").unwrap();
+    }
+    // The first hour's file is open; the second hour's cannot be made.
+    assert_eq!(log.commit().unwrap_err().committed, 2);
+    assert_eq!(log.waiting_rows(), 1);
+    fs::rename(live.with_extension("away"), &live).unwrap();
+    assert_eq!(log.commit().unwrap(), 1);
+}
+
+#[test]
+fn recovered_rows_are_in_the_ledger_with_the_hash_of_their_file() {
+    for killed in ["before it was sealed", "before the tail was removed"] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = small_store(dir.path());
+        let mut log = SessionLog::new(&store, &run(), LogPolicy::default());
+        log.append(&record(0, START), "eth0").unwrap();
+        let (_, pending) = log.close().unwrap();
+        if killed == "before the tail was removed" {
+            let tail = fs::read(pending[0].path()).unwrap();
+            pending[0].seal().unwrap();
+            fs::write(pending[0].path(), tail).unwrap();
+        }
+        drop((log, store));
+        // A start that comes to no line.
+        drop(small_store(dir.path()));
+        let store = small_store(dir.path());
+        let mut line = LedgerLine::new("test", &run(), 0, Nanos(START), Nanos(START + 1));
+        LedgerWriter::open(&store).unwrap().append(&mut line).unwrap();
+        let sealed: Vec<_> = line
+            .notes
+            .iter()
+            .filter_map(|note| match note {
+                Note::Sealed(file) => Some(file),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(sealed.len(), 1, "{killed}");
+        let content = fs::read(store.layout().root().join(&sealed[0].path)).unwrap();
+        assert_eq!(sealed[0].blake3, Some(blake3::hash(&content).to_hex().to_string()));
+        assert_eq!((sealed[0].bytes, sealed[0].items), (content.len() as u64, 1));
+        assert_eq!(sealed[0].first_ts, Nanos(START));
+    }
+}
+
+/// The rows of a store as a program wrote them that did not know some columns.
+fn without(store: &Store, names: &[&str]) -> RecordBatch {
+    let mut batches = Vec::new();
+    scan(store, &Scan::default(), |batch| {
+        batches.push(batch);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    let all = batches[0].schema();
+    let kept = all.fields().iter().enumerate();
+    let kept = kept.filter(|(_, field)| !names.contains(&field.name().as_str()));
+    batches[0].project(&kept.map(|(place, _)| place).collect::<Vec<_>>()).unwrap()
+}
+
+#[test]
+fn files_of_a_store_from_before_a_column_was_added_are_read_with_its_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    tail_of(&store, 1);
+    let path = live_file(store.store());
+    let expected = collect(store.store(), &Scan::default()).0;
+    // An open tail, and its recovery into a file with every column.
+    let old = without(store.store(), &["fragment_overlap"]);
+    let mut writer = StreamWriter::try_new(File::create(&path).unwrap(), &old.schema()).unwrap();
+    writer.write(&old).unwrap();
+    drop(writer);
+    let (rows, report) = collect(store.store(), &Scan::default());
+    assert_eq!((&rows, report.damaged.len(), report.torn.len()), (&expected, 0, 0));
+    let only = |name: &str| Scan { columns: Some(vec![name.to_owned()]), ..Scan::default() };
+    // A sealed file.
+    let old = without(store.store(), &["fragment_overlap", "sensor"]);
+    let hour = store.layout().partition("test", Nanos(START));
+    fs::create_dir_all(&hour).unwrap();
+    let sealed = hour.join(path.with_extension("parquet").file_name().unwrap());
+    let file = File::create(&sealed).unwrap();
+    let mut writer = ArrowWriter::try_new(file, old.schema(), None).unwrap();
+    writer.write(&old).unwrap();
+    writer.close().unwrap();
+    let (mut rows, report) = collect(store.store(), &Scan::default());
+    assert_eq!(report.damaged, []);
+    // Its sensor stands in its metadata only, which this writer left out.
+    rows.iter_mut().for_each(|row| row.sensor = "test".into());
+    assert_eq!(rows, expected);
+    for name in ["uid", "fragment_overlap"] {
+        let report = scan(store.store(), &only(name), |batch| {
+            assert_eq!((batch.num_rows(), batch.num_columns()), (1, 1));
+            assert_eq!(batch.schema().field(0).name(), name);
+            ControlFlow::Continue(())
+        });
+        assert_eq!(report.unwrap().rows, 1, "{name}");
+    }
+    // A column that every store has is damage where it is missing.
+    let old = without(store.store(), &["conn_state", "sensor"]);
+    let file = File::create(&sealed).unwrap();
+    let mut writer = ArrowWriter::try_new(file, old.schema(), None).unwrap();
+    writer.write(&old).unwrap();
+    writer.close().unwrap();
+    assert_eq!(collect(store.store(), &Scan::default()).1.damaged.len(), 1);
 }

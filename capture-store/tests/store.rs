@@ -113,3 +113,73 @@ fn a_segment_that_cannot_be_leaves_nothing() {
     drop(first);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
 }
+
+/// Everything below a directory, by name.
+fn all_below(dir: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        names.push(entry.file_name().into_string().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            names.extend(all_below(&entry.path()));
+        }
+    }
+    names
+}
+
+#[test]
+fn a_store_made_for_nothing_goes_again() {
+    let dir = tempfile::tempdir().unwrap();
+    // With the directories above it, which were made for it as well.
+    let path = dir.path().join("a/b/store");
+    let store = OwnedStore::open_or_create(&path, None).unwrap();
+    store.next_sequence(3).unwrap();
+    store.remove_if_unused();
+    drop(store);
+    assert_eq!(all_below(dir.path()), [""; 0]);
+    // A directory that was there stays, with what else is in it.
+    fs::create_dir_all(path.join("lost+found")).unwrap();
+    OwnedStore::open_or_create(&path, None).unwrap().remove_if_unused();
+    assert_eq!(all_below(&path), ["lost+found"]);
+}
+
+#[test]
+fn a_store_that_holds_something_or_was_there_before_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    drop(OwnedStore::open_or_create(&path, None).unwrap());
+    let before = all_below(&path);
+    OwnedStore::open_or_create(&path, None).unwrap().remove_if_unused();
+    assert_eq!(all_below(&path), before);
+
+    let path = dir.path().join("used");
+    let store = OwnedStore::open_or_create(&path, None).unwrap();
+    store.next_sequence(0).unwrap();
+    fs::write(store.layout().worker(0).join("00000000000000000001.pcap"), b"frames").unwrap();
+    let before = all_below(&path);
+    store.remove_if_unused();
+    assert_eq!(all_below(&path), before);
+}
+
+#[test]
+fn an_opening_that_fails_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    // Below a file no directory can be made.
+    fs::write(dir.path().join("file"), b"x").unwrap();
+    assert!(OwnedStore::open_or_create(&dir.path().join("file/store"), None).is_err());
+    // A name that is too long, below one that can be made.
+    let path = dir.path().join("a").join("x".repeat(300));
+    assert!(OwnedStore::open_or_create(&path, None).is_err());
+    assert_eq!(all_below(dir.path()), ["file"]);
+}
+
+#[test]
+fn a_store_that_is_in_use_is_not_removed_by_who_cannot_have_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let held = OwnedStore::open_or_create(&path, None).unwrap();
+    let before = all_below(&path);
+    assert!(OwnedStore::open_or_create(&path, None).is_err());
+    assert_eq!(all_below(&path), before);
+    drop(held);
+}

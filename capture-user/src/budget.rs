@@ -1,9 +1,9 @@
 //! Keeps what the store takes on disk within its budgets.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use capture_store::retention::{Budgets, Retired, retire};
+use capture_store::retention::{Budgets, Retention, RetireError, Retired};
 use capture_store::store::OwnedStore;
 use crossbeam::channel::Sender;
 use tracing::{debug, error, warn};
@@ -18,6 +18,7 @@ use crate::units::Bytes;
 pub struct Disk {
     packets: AtomicU64,
     sessions: AtomicU64,
+    retention: Mutex<Retention>,
 }
 
 impl Disk {
@@ -40,10 +41,14 @@ impl Disk {
 
     /// Looks at what the store takes, and removes nothing.
     pub fn look(&self, store: &OwnedStore) {
-        match retire(store, &Budgets::default()) {
+        match self.keep(store, &Budgets::default()) {
             Ok(found) => self.note(&found),
             Err(failure) => warn!("cannot see what the store takes: {}", chain(&failure)),
         }
+    }
+
+    fn keep(&self, store: &OwnedStore, budgets: &Budgets) -> Result<Retired, RetireError> {
+        self.retention.lock().unwrap_or_else(PoisonError::into_inner).keep(store, budgets)
     }
 }
 
@@ -52,8 +57,10 @@ pub struct Keeper {
     store: Arc<OwnedStore>,
     budgets: Budgets,
     disk: Arc<Disk>,
+    /// Whether the last removal failed, and that was said.
+    failing: bool,
     /// Whether the budgets could not be kept the last time, and that was said.
-    told: bool,
+    over: bool,
 }
 
 impl Keeper {
@@ -61,42 +68,54 @@ impl Keeper {
     #[must_use]
     pub fn new(store: Arc<OwnedStore>, space: Space, disk: Arc<Disk>) -> Self {
         let budgets = Budgets { packets: Some(space.packets), sessions: Some(space.sessions) };
-        Self { store, budgets, disk, told: false }
+        Self { store, budgets, disk, failing: false, over: false }
     }
 
-    /// Removes the oldest files that the budgets do not cover, and tells the ledger which.
-    pub fn keep(&mut self, news: &Sender<KeeperNews>) {
-        let (retired, failure) = match retire(&self.store, &self.budgets) {
-            Ok(retired) => (retired, None),
+    /// Removes the oldest files that the budgets do not cover, tells the ledger which, and says
+    /// whether there were any.
+    pub fn keep(&mut self, news: &Sender<KeeperNews>) -> bool {
+        let say = |text: String| {
+            let _ = news.send(KeeperNews::Said(text));
+        };
+        let retired = match self.disk.keep(&self.store, &self.budgets) {
+            Ok(retired) => {
+                if std::mem::take(&mut self.failing) {
+                    warn!("the disk budgets can be kept again");
+                    say("the disk budgets can be kept again".to_owned());
+                }
+                retired
+            }
             Err(failure) => {
                 let cause = chain(&failure);
-                (*failure.retired, Some(cause))
+                if !std::mem::replace(&mut self.failing, true) {
+                    error!("the disk budgets cannot be kept: {cause}");
+                    say(cause);
+                }
+                *failure.retired
             }
         };
-        match failure {
-            Some(cause) if !self.told => {
-                error!("the disk budgets cannot be kept: {cause}");
-                let _ = news.send(KeeperNews::Said(cause));
-                self.told = true;
-            }
-            Some(_) => {}
-            None => {
-                self.told = self.say_if_over(&retired);
-                self.disk.note(&retired);
-            }
+        if !self.failing {
+            self.over = self.say_if_over(&retired);
+            self.disk.note(&retired);
         }
-        if !retired.files.is_empty() {
-            let bytes = retired.files.iter().fold(0_u64, |sum, f| sum.saturating_add(f.bytes));
-            debug!("retired {} files, {}, to keep the budgets", retired.files.len(), Bytes(bytes));
-            let _ = news.send(KeeperNews::Retired(retired.files));
+        for text in retired.said {
+            warn!("{text}");
+            say(text);
         }
+        if retired.files.is_empty() {
+            return false;
+        }
+        let bytes = retired.files.iter().fold(0_u64, |sum, f| sum.saturating_add(f.bytes));
+        debug!("retired {} files, {}, to keep the budgets", retired.files.len(), Bytes(bytes));
+        let _ = news.send(KeeperNews::Retired(retired.files));
+        true
     }
 
     /// Open files and the newest ones stay, whatever the budget; says so once.
     fn say_if_over(&self, now: &Retired) -> bool {
         let over = self.budgets.packets.is_some_and(|budget| now.packet_bytes > budget)
             || self.budgets.sessions.is_some_and(|budget| now.session_bytes > budget);
-        if over && !self.told {
+        if over && !self.over {
             warn!(
                 "the store takes more than its budgets (packets {}, log {}): what is left is in \
                  use or the newest; give larger budgets or smaller segments",

@@ -12,12 +12,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use capture_common::StampClock;
 use rustix::thread::CpuSet;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use tracing::{info, warn};
 
 use crate::config::CaptureConfig;
+use crate::keeper::{Preparer, Sealer};
 use crate::link::{Link, LinkError, LinkWatch};
 use crate::run::Run;
 use crew::{Crew, SPARE_PLACES};
@@ -44,8 +45,20 @@ pub fn capture(config: &CaptureConfig) -> Result<ExitCode> {
         .map(|sources| sources.saturating_add(SPARE_PLACES))
         .collect();
     let run = Run::open(&config.common, crate::live::clock(), &sources)?;
-    let space = config.common.space(run.held(), sources.len())?;
-    let cores = choose_cores(config, sources.len())?;
+    let begun = begin(config, &run, &links, sources.len()).inspect_err(|_| run.give_up());
+    let (supervisor, preparer, sealer) = begun?;
+    supervisor.run(config, &run, signals, preparer, sealer)
+}
+
+/// Starts every thread, or leaves none running.
+fn begin(
+    config: &CaptureConfig,
+    run: &Run,
+    links: &[Link],
+    workers: usize,
+) -> Result<(Supervisor, Preparer, Sealer)> {
+    let space = config.common.space(run.held(), workers)?;
+    let cores = choose_cores(config, workers)?;
     let preparer = run.start_preparer(space.segment)?;
     let sealer = match run.start_sealer(space) {
         Ok(sealer) => sealer,
@@ -54,20 +67,21 @@ pub fn capture(config: &CaptureConfig) -> Result<ExitCode> {
             return Err(failure);
         }
     };
-    let supervisor = match start(config, &run, &links, &cores) {
-        Ok(supervisor) => supervisor,
+    match start(config, run, links, &cores) {
+        Ok(supervisor) => Ok((supervisor, preparer, sealer)),
         Err(failure) => {
             preparer.stop();
-            sealer.stop()?;
-            return Err(failure);
+            if let Err(unsealed) = sealer.stop() {
+                warn!("{unsealed}");
+            }
+            Err(failure)
         }
-    };
-    supervisor.run(config, &run, signals, preparer, sealer)
+    }
 }
 
 fn watch_signals() -> std::io::Result<Signals> {
     let (read, write) = UnixStream::pair()?;
-    SignalDelivery::with_pipe(read, write, SignalOnly, [SIGINT, SIGTERM])
+    SignalDelivery::with_pipe(read, write, SignalOnly, ending_signals())
 }
 
 /// Starts the workers, attaches XDP, opens the sockets, and begins the account.
@@ -109,6 +123,19 @@ fn start(config: &CaptureConfig, run: &Run, links: &[Link], cores: &[usize]) -> 
         run.kept.confine();
     }
     Ok(Supervisor::new(interfaces, crew, kernel, watch, flush, Instant::now()))
+}
+
+/// The signals that end a run in order. A hangup that whoever started the program told it to
+/// ignore (`nohup`) stays ignored.
+fn ending_signals() -> Vec<i32> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    let mut signals = vec![SIGINT, SIGTERM];
+    if ignored & (1 << (SIGHUP - 1)) == 0 {
+        signals.push(SIGHUP);
+    }
+    signals
 }
 
 /// Whether an interface can and may be captured.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use capture_flow::config::{FlowConfig, Timeouts};
 use capture_flow::time::NanosDelta;
+use tracing::warn;
 
 use crate::args::{CaptureArgs, Mode, ReplayArgs, SessionArgs, StoreArgs};
 use crate::defaults;
@@ -91,6 +92,23 @@ pub struct Space {
     pub sessions: u64,
     /// Of one segment.
     pub segment: u64,
+}
+
+impl Space {
+    /// What an operator should know who has given away more than there is.
+    fn larger_than(&self, available: u64) -> Option<String> {
+        let budgets = self.packets.saturating_add(self.sessions);
+        (budgets > available).then(|| {
+            format!(
+                "the budgets (packets {}, log {}) are larger than what the disk has for them, {}: \
+                 it will be full, and frames lost, before the oldest are removed; lower \
+                 --packet-budget or --session-budget",
+                Bytes(self.packets),
+                Bytes(self.sessions),
+                Bytes(available)
+            )
+        })
+    }
 }
 
 impl CaptureConfig {
@@ -208,7 +226,12 @@ impl Config {
         let stat = rustix::fs::statvfs(&self.store)
             .with_context(|| format!("cannot ask for the space under {}", self.store.display()))?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        self.space_of(free.saturating_add(held), workers)
+        let available = free.saturating_add(held);
+        let space = self.space_of(available, workers)?;
+        if let Some(warning) = space.larger_than(available) {
+            warn!("{warning}");
+        }
+        Ok(space)
     }
 
     fn space_of(&self, available: u64, workers: usize) -> Result<Space> {
@@ -359,6 +382,18 @@ mod tests {
         let given = capture(&["-i", "a", "--packet-budget", "1GiB", "--segment-size", "256MiB"]);
         let error = given.expect("valid").common.space_of(100 * gib, 1).expect_err("too little");
         assert!(error.to_string().contains("--packet-budget"));
+    }
+
+    #[test]
+    fn budgets_that_the_disk_cannot_hold_are_told() {
+        let gib = 1 << 30;
+        let given = ["-i", "a", "--packet-budget", "90GiB", "--session-budget", "20GiB"];
+        let space = capture(&given).expect("valid").common.space_of(100 * gib, 1).expect("fits");
+        let warning = space.larger_than(100 * gib).expect("110 are more than 100");
+        assert!(warning.contains("--packet-budget") && warning.contains("100"), "{warning}");
+        assert_eq!(space.larger_than(110 * gib), None);
+        let stock = capture(&["-i", "a"]).expect("valid").common.space_of(100 * gib, 1);
+        assert_eq!(stock.expect("fits").larger_than(100 * gib), None);
     }
 
     #[test]

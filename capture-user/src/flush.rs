@@ -11,7 +11,7 @@ use capture_flow::join::Joiner;
 use capture_flow::record::SessionRecord;
 use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::ledger::{BlindCause, LedgerLine, LedgerWriter, Note, Silence, imbalances};
-use capture_store::sessions::{LogError, PendingSeal, SessionLog};
+use capture_store::sessions::{CommitError, PendingSeal, SessionLog};
 use crossbeam::channel::{Receiver, Sender};
 use tracing::{error, warn};
 
@@ -70,6 +70,8 @@ pub struct Flush {
     pub news: Receiver<KeeperNews>,
     /// Files of the session log for the keeper to seal.
     pub seals: Sender<PendingSeal>,
+    /// The same, as the keeper takes them: those that came after its end.
+    pub unsealed: Receiver<PendingSeal>,
     /// What else shall be in the next line.
     pub notes: Receiver<Note>,
     /// Interfaces by number.
@@ -362,7 +364,7 @@ impl Run {
         self.note_commit(committed, now)
     }
 
-    fn note_commit(&mut self, committed: Result<u64, LogError>, now: Nanos) -> bool {
+    fn note_commit(&mut self, committed: Result<u64, CommitError>, now: Nanos) -> bool {
         let behind = Subject::sensor(BlindCause::LogBehind);
         match committed {
             Ok(rows) => {
@@ -375,6 +377,7 @@ impl Run {
                 true
             }
             Err(failure) => {
+                self.flush.totals.rows.fetch_add(failure.committed, Ordering::Relaxed);
                 let cause = chain(&failure);
                 self.flush.blind.begin(behind, self.log_written.min(now), &cause);
                 if !std::mem::replace(&mut self.log_fails, true) {
@@ -535,20 +538,26 @@ impl Run {
         let (joiner, mut out) = self.out();
         joiner.finish(now, &mut |record| out.row(&record));
         let mut failed = None;
+        let mut unsealed: Vec<PendingSeal> = self.flush.unsealed.try_iter().collect();
         match self.flush.log.close() {
             Ok((rows, pending)) => {
                 self.note_commit(Ok(rows), now);
-                for pending in pending {
-                    match pending.seal() {
-                        Ok(sealed) => {
-                            let files = sealed.into_iter().map(|sealed| Note::Sealed(sealed.file));
-                            self.held_notes.extend(files);
-                        }
-                        Err(failure) => failed = Some(anyhow::Error::new(failure)),
-                    }
-                }
+                unsealed.extend(pending);
             }
-            Err(failure) => failed = Some(anyhow::Error::new(failure)),
+            Err(failure) => {
+                self.flush.totals.rows.fetch_add(failure.committed, Ordering::Relaxed);
+                failed = Some(anyhow::Error::new(failure));
+            }
+        }
+        for pending in unsealed {
+            match pending.seal() {
+                Ok(sealed) => {
+                    let note = sealed.map(|sealed| Note::Sealed(sealed.file));
+                    self.flush.ledger.owe(note.as_slice());
+                    self.held_notes.extend(note);
+                }
+                Err(failure) => failed = Some(anyhow::Error::new(failure)),
+            }
         }
         self.close(now, true, failed.is_none() && in_order);
         anyhow::ensure!(

@@ -2,7 +2,7 @@
 //! other seals what is full and keeps the disk budgets. No worker ever waits for them.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -10,15 +10,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use capture_store::drops::DropReason;
 use capture_store::ledger::SealedFile;
-use capture_store::segment::{
-    self, FilledSegment, PrepareError, PreparedSegment, SealPolicy, SegmentSpec,
-};
-use capture_store::sessions::PendingSeal;
-use crossbeam::channel::{Receiver, Sender};
+use capture_store::segment::{self, FilledSegment, PrepareError, PreparedSegment, SegmentSpec};
+use crossbeam::channel::Sender;
 use crossbeam::queue::{ArrayQueue, SegQueue};
 use tracing::{error, info, warn};
 
 use crate::confine::Kept;
+
+mod sealer;
+
+pub use sealer::Sealer;
 
 /// Segments ready for each worker.
 pub const READY: usize = 2;
@@ -77,10 +78,27 @@ impl Lane {
         }
     }
 
-    /// Segments waiting to be sealed.
+    /// Segments waiting to be sealed for the first time.
     #[must_use]
     pub fn unsealed(&self) -> usize {
         self.filled.len()
+    }
+
+    /// A filled segment, for the sealer.
+    fn take_filled(&self) -> Option<FilledSegment> {
+        self.filled.pop()
+    }
+
+    /// Has the sealer woken by every segment that comes.
+    fn wakes(&self, sealer: &Thread) {
+        let _ = self.sealer.set(sealer.clone());
+    }
+
+    /// Removes the segments that nobody took.
+    fn discard_ready(&self) {
+        while let Some(unused) = self.ready.pop() {
+            discard(unused);
+        }
     }
 }
 
@@ -132,19 +150,24 @@ impl Preparer {
     /// # Errors
     /// A segment cannot be prepared, or the thread cannot be started.
     pub fn start(mut makings: Vec<Making>, news: Sender<KeeperNews>, kept: Kept) -> Result<Self> {
-        for making in &mut makings {
-            making.prepare()?;
+        if let Err(failure) = makings.iter_mut().try_for_each(Making::prepare) {
+            makings.iter().for_each(|making| making.lane.discard_ready());
+            return Err(failure.into());
         }
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let lanes: Vec<_> = makings.iter().map(|making| Arc::clone(&making.lane)).collect();
-        let thread = thread::Builder::new()
-            .name("preparer".to_owned())
-            .spawn(move || {
-                kept.confine();
-                prepare_ahead(makings, &stopped, &news);
-            })
-            .context("cannot start the thread that prepares segments")?;
+        let spawned = thread::Builder::new().name("preparer".to_owned()).spawn(move || {
+            kept.confine();
+            prepare_ahead(makings, &stopped, &news);
+        });
+        let thread = match spawned {
+            Ok(thread) => thread,
+            Err(failure) => {
+                lanes.iter().for_each(|lane| lane.discard_ready());
+                return Err(failure).context("cannot start the thread that prepares segments");
+            }
+        };
         for lane in lanes {
             let _ = lane.preparer.set(thread.thread().clone());
         }
@@ -186,6 +209,8 @@ fn prepare_ahead(mut makings: Vec<Making>, stop: &AtomicBool, news: &Sender<Keep
             Ok(()) => {
                 if making.lane.trouble.swap(FINE, Ordering::Relaxed) != FINE {
                     info!(worker, "segments can be prepared again");
+                    let text = format!("worker {worker}: segments can be prepared again");
+                    let _ = news.send(KeeperNews::Said(text));
                 }
             }
             Err(failure) => {
@@ -204,11 +229,7 @@ fn prepare_ahead(mut makings: Vec<Making>, stop: &AtomicBool, news: &Sender<Keep
             }
         }
     }
-    for making in &makings {
-        while let Some(unused) = making.lane.ready.pop() {
-            discard(unused);
-        }
-    }
+    makings.iter().for_each(|making| making.lane.discard_ready());
 }
 
 fn discard(segment: PreparedSegment) {
@@ -218,139 +239,9 @@ fn discard(segment: PreparedSegment) {
     }
 }
 
-/// The thread that seals segments and keeps the budgets.
-pub struct Sealer {
-    stop: Arc<AtomicBool>,
-    failed: Arc<AtomicUsize>,
-    thread: JoinHandle<()>,
-}
-
-impl Sealer {
-    /// Starts the thread. It seals the lanes' segments and the files of the session log that come
-    /// through `sessions`. `after` is called whenever something was sealed, and once in a while
-    /// when nothing was: it keeps the budgets.
-    ///
-    /// # Errors
-    /// The thread cannot be started.
-    pub fn start(
-        lanes: Vec<Arc<Lane>>,
-        sessions: Receiver<PendingSeal>,
-        policy: SealPolicy,
-        news: Sender<KeeperNews>,
-        mut after: impl FnMut(&Sender<KeeperNews>) + Send + 'static,
-    ) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let failed = Arc::new(AtomicUsize::new(0));
-        let (stopped, failures) = (Arc::clone(&stop), Arc::clone(&failed));
-        let sealing = Sealing { lanes: lanes.clone(), sessions, policy, news, failed: failures };
-        let thread = thread::Builder::new()
-            .name("sealer".to_owned())
-            .spawn(move || sealing.run(&stopped, &mut after))
-            .context("cannot start the thread that seals segments")?;
-        for lane in lanes {
-            let _ = lane.sealer.set(thread.thread().clone());
-        }
-        Ok(Self { stop, failed, thread })
-    }
-
-    /// Seals what is still there and ends the thread.
-    ///
-    /// # Errors
-    /// Segments were left unsealed: they can be read, and the next start seals them.
-    pub fn stop(self) -> Result<()> {
-        self.stop.store(true, Ordering::Release);
-        self.thread.thread().unpark();
-        let died = self.thread.join().is_err();
-        let failed = self.failed.load(Ordering::Acquire);
-        anyhow::ensure!(!died, "the thread that seals segments failed; the next start seals them");
-        anyhow::ensure!(
-            failed == 0,
-            "{failed} segments could not be sealed (see above); the next start seals them"
-        );
-        Ok(())
-    }
-
-    /// Whether the thread runs.
-    #[must_use]
-    pub fn is_alive(&self) -> bool {
-        !self.thread.is_finished()
-    }
-}
-
-/// What the sealing thread works on.
-struct Sealing {
-    lanes: Vec<Arc<Lane>>,
-    sessions: Receiver<PendingSeal>,
-    policy: SealPolicy,
-    news: Sender<KeeperNews>,
-    failed: Arc<AtomicUsize>,
-}
-
-impl Sealing {
-    fn run(&self, stop: &AtomicBool, after: &mut impl FnMut(&Sender<KeeperNews>)) {
-        /// How often budgets are looked at when nothing was sealed.
-        const BUDGETS: Duration = Duration::from_secs(10);
-        let mut looked: Option<Instant> = None;
-        loop {
-            // Before the queues are emptied: what is filled after a stop nobody would seal.
-            let stopping = stop.load(Ordering::Acquire);
-            let mut any = false;
-            for lane in &self.lanes {
-                while let Some(segment) = lane.filled.pop() {
-                    any = true;
-                    self.seal_segment(segment);
-                }
-            }
-            for pending in self.sessions.try_iter() {
-                any = true;
-                self.seal_sessions(&pending);
-            }
-            if any || looked.is_none_or(|at| at.elapsed() >= BUDGETS) {
-                looked = Some(Instant::now());
-                after(&self.news);
-            }
-            if stopping {
-                return;
-            }
-            if !any {
-                thread::park_timeout(LOOK);
-            }
-        }
-    }
-
-    fn seal_segment(&self, segment: FilledSegment) {
-        match segment.seal(&self.policy) {
-            Ok(Some(sealed)) => {
-                let files = SealedFile::of_segment(&sealed).into();
-                let _ = self.news.send(KeeperNews::Sealed(files));
-            }
-            Ok(None) => {}
-            Err(failure) => self.failed(&failure),
-        }
-    }
-
-    fn seal_sessions(&self, pending: &PendingSeal) {
-        match pending.seal() {
-            Ok(Some(sealed)) => {
-                let _ = self.news.send(KeeperNews::Sealed(vec![sealed.file]));
-            }
-            Ok(None) => {}
-            Err(failure) => self.failed(&failure),
-        }
-    }
-
-    fn failed(&self, failure: &dyn std::error::Error) {
-        self.failed.fetch_add(1, Ordering::Release);
-        let cause = crate::chain(failure);
-        error!("{cause}; it stays readable and the next start seals it");
-        let _ = self.news.send(KeeperNews::Said(cause));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use capture_flow::frame::LinkType;
-    use capture_flow::time::Nanos;
     use crossbeam::channel::unbounded;
 
     use super::*;
@@ -375,42 +266,33 @@ mod tests {
     }
 
     #[test]
-    fn segments_come_in_order_and_go_sealed() {
+    fn segments_come_in_order_and_those_that_nobody_took_go() {
         let dir = tempfile::tempdir().expect("a directory");
         let lane = Arc::new(Lane::new(0));
-        let (news_in, news) = unbounded();
+        let (news, _said) = unbounded();
         let kept = Kept::for_store(dir.path());
         // The thread's capabilities are its own: giving them up changes nothing for this test.
-        let preparer = Preparer::start(vec![making(&lane, dir.path())], news_in.clone(), kept);
+        let preparer = Preparer::start(vec![making(&lane, dir.path())], news, kept);
         let preparer = preparer.expect("segments can be prepared here");
-        let (_seals, pending) = unbounded();
-        let looked = Arc::new(AtomicUsize::new(0));
-        let looks = Arc::clone(&looked);
-        let policy = SealPolicy { sync: false, hash: true };
-        let sealer = Sealer::start(vec![Arc::clone(&lane)], pending, policy, news_in, move |_| {
-            looks.fetch_add(1, Ordering::Relaxed);
-        });
-        let sealer = sealer.expect("a thread");
         for sequence in 1..=5 {
-            let mut segment = take(&lane).activate();
+            let segment = take(&lane);
             assert_eq!(segment.sequence(), sequence);
-            segment.append(Nanos(1), 3, &[&[1, 2, 3]]).expect("room");
-            lane.fill(segment.finish());
+            segment.discard().expect("removed");
         }
         assert!(!preparer.stop());
-        sealer.stop().expect("everything is sealed");
-        let sealed: Vec<_> = news
-            .try_iter()
-            .filter_map(|news| match news {
-                KeeperNews::Sealed(files) => Some(files.len()),
-                _ => None,
-            })
-            .collect();
-        // Packets and index of each.
-        assert_eq!(sealed, [2; 5]);
-        assert!(looked.load(Ordering::Relaxed) > 0);
-        let left = std::fs::read_dir(dir.path()).expect("readable").count();
-        assert_eq!(left, 10, "prepared segments that nobody took are removed");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 0);
+    }
+
+    #[test]
+    fn a_start_that_fails_leaves_no_segment_behind() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let lanes = [0, 1].map(|worker| Arc::new(Lane::new(worker)));
+        let (news, _said) = unbounded();
+        let kept = Kept::for_store(dir.path());
+        let nowhere = std::path::Path::new("/proc/no-such-directory");
+        let makings = vec![making(&lanes[0], dir.path()), making(&lanes[1], nowhere)];
+        assert!(Preparer::start(makings, news, kept).is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 0);
     }
 
     #[test]

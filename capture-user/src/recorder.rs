@@ -189,16 +189,22 @@ impl Recorder {
     /// Notes a recorded frame under its session.
     #[inline]
     pub fn touch(&mut self, at: PcapPosition, flow: FlowHash, mark: &mut Mark) {
-        let Some(current) = &mut self.current else {
-            return;
-        };
-        if self.others.is_empty() || current.sequence() == at.segment {
-            current.touch(at, flow, mark);
-        } else {
-            match self.others.iter_mut().find(|segment| segment.sequence() == at.segment) {
-                Some(segment) => segment.touch(at, flow, mark),
-                None => current.touch(at, flow, mark),
+        match &mut self.current {
+            Some(current) if self.others.is_empty() || current.sequence() == at.segment => {
+                current.touch(at, flow, mark);
             }
+            _ => self.touch_elsewhere(at, flow, mark),
+        }
+    }
+
+    /// Notes a frame that is not of the current segment, or while there is none.
+    #[cold]
+    fn touch_elsewhere(&mut self, at: PcapPosition, flow: FlowHash, mark: &mut Mark) {
+        let other = self.others.iter_mut().find(|segment| segment.sequence() == at.segment);
+        match other.or(self.current.as_mut()) {
+            Some(segment) => segment.touch(at, flow, mark),
+            // A fragment of a segment that is sealed already, and no journal to note it in.
+            None => self.unindexed = self.unindexed.saturating_add(1),
         }
     }
 
@@ -301,6 +307,31 @@ mod tests {
         let positions = take(&mut recorder, &frames);
         let segments: Vec<u64> = positions.iter().flatten().map(|at| at.segment).collect();
         assert_eq!(segments, [1, 2, 1, 2, 1, 2, 1, 2, 1, 2]);
+    }
+
+    #[test]
+    fn a_frame_that_no_journal_can_note_is_counted() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let older = PcapPosition { worker: 0, segment: 0, offset: 24 };
+        let mut live = Recorder::new(0, Arc::new(Lane::new(0)), Supply::Ahead, 65_535);
+        live.touch(older, FlowHash(1), &mut Mark::default());
+        live.publish();
+        assert_eq!(live.counts().unindexed, 1);
+
+        // A segment that was put aside for another link type is still there to note it.
+        let mut recorder = recorder(dir.path(), SegmentSpec::MIN_BYTES);
+        let parts: [&[u8]; 1] = [&[1, 2, 3]];
+        let positions = take(&mut recorder, &[frame(LinkType::ETHERNET, &parts)]);
+        let at = positions[0].expect("recorded");
+        if let Supply::OnDemand(demand) = &mut recorder.supply {
+            demand.dir = dir.path().join("missing");
+        }
+        assert_eq!(take(&mut recorder, &[frame(LinkType::RAW, &parts)]), [None]);
+        recorder.touch(at, FlowHash(1), &mut Mark::default());
+        recorder.publish();
+        assert_eq!(recorder.counts().unindexed, 0);
+        recorder.finish();
+        assert_eq!(recorder.lane.unsealed(), 1);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::account::SourceCounts;
 use crate::config::ReplayConfig;
+use crate::keeper::Sealer;
 use crate::recorder::{OnDemand, Recorder, Supply};
 use crate::run::{FlushThread, Run};
 use crate::source::file::FileSource;
@@ -28,10 +29,7 @@ pub fn replay(config: &ReplayConfig) -> Result<ExitCode> {
     check_files(&config.files)?;
     let bytes = total_bytes(&config.files);
     let run = Run::open(&config.common, crate::live::clock(), &[config.files.len()])?;
-    let space = config.common.space(run.held(), 1)?;
-    let segment = config.common.replay_segment(space, bytes);
-    let sealer = run.start_sealer(space)?;
-    let mut replay = Replay::new(&run, config, segment, bytes)?;
+    let (sealer, mut replay) = begin(&run, config, bytes).inspect_err(|_| run.give_up())?;
     let outcome = replay.files(&run);
     let finished = replay.finish();
     replay.progress.finish_and_clear();
@@ -39,13 +37,30 @@ pub fn replay(config: &ReplayConfig) -> Result<ExitCode> {
     drop(replay);
     // In this order: what was filled is sealed, then the last line of the ledger names it.
     let sealed = sealer.stop();
-    let flushed = flush.map_or(Ok(()), |flush| flush.stop(sealed.is_ok()));
+    let flushed = match flush {
+        Some(flush) => flush.stop(sealed.is_ok()),
+        // Not one frame: nothing was written.
+        None => {
+            run.give_up();
+            Ok(())
+        }
+    };
     run.say_farewell(config.common.quiet);
     let whole = outcome?;
     finished?;
     sealed?;
     flushed?;
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn begin<'a>(
+    run: &Run,
+    config: &'a ReplayConfig,
+    bytes: Option<u64>,
+) -> Result<(Sealer, Replay<'a>)> {
+    let space = config.common.space(run.held(), 1)?;
+    let replay = Replay::new(run, config, config.common.replay_segment(space, bytes), bytes)?;
+    Ok((run.start_sealer(space)?, replay))
 }
 
 /// Opens every regular file before anything is written, so that a mistyped name or a file that
@@ -129,16 +144,21 @@ impl<'a> Replay<'a> {
                 self.progress.suspend(|| {
                     error!("{damage}; everything before it was used");
                 });
-                let mut files = run.files.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some((_, cut)) = files.get_mut(number) {
-                    *cut = true;
-                }
+                Self::note_cut(run, number);
             }
             if self.is_enough() {
                 break;
             }
         }
         Ok(whole)
+    }
+
+    /// The ledger says that a file was not read to its end.
+    fn note_cut(run: &Run, number: usize) {
+        let mut files = run.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, cut)) = files.get_mut(number) {
+            *cut = true;
+        }
     }
 
     fn is_enough(&self) -> bool {
@@ -174,7 +194,10 @@ impl<'a> Replay<'a> {
                 Ok(Received::Frames(_) | Received::Idle) => {}
                 Ok(Received::End) => break,
                 Err(damage @ SourceError::BadFile { .. }) => return Ok(Some(damage)),
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    Self::note_cut(run, number);
+                    return Err(error.into());
+                }
             }
             self.progress.set_position(before.saturating_add(consumed.load(Ordering::Relaxed)));
         }
@@ -205,6 +228,7 @@ impl<'a> Replay<'a> {
         }
         self.now = self.now.max(newest);
         self.pipeline.take(frames);
+        self.flush_lives()?;
         if let Some(count) = self.counts.get_mut(number) {
             let bytes = frames.iter().map(|frame| u64::from(frame.wire_len)).sum::<u64>();
             count.frames = count.frames.saturating_add(frames.len() as u64);
@@ -225,21 +249,24 @@ impl<'a> Replay<'a> {
 
     fn start_flush(&mut self, run: &Run, from: Nanos) -> Result<()> {
         let flush = run.start_replay_flush(from, Arc::clone(&self.clock))?;
-        self.pipeline.set_when_full(WhenFull::Wait(flush.thread().clone()));
+        self.pipeline.set_when_full(WhenFull::Wait(flush.taker()));
         self.next_tick = from + self.config.common.ledger_interval;
         self.flush = Some(flush);
         Ok(())
     }
 
-    fn tick(&self) -> Result<()> {
-        let Some(flush) = &self.flush else {
-            return Ok(());
-        };
-        if self.clock.tick(flush.thread(), || flush.is_alive()) {
-            Ok(())
-        } else {
-            Err(anyhow!("the flush thread ended early"))
+    fn flush_lives(&self) -> Result<()> {
+        match &self.flush {
+            Some(flush) if !flush.is_alive() => Err(anyhow!("the flush thread ended early")),
+            _ => Ok(()),
         }
+    }
+
+    fn tick(&self) -> Result<()> {
+        if let Some(flush) = &self.flush {
+            self.clock.tick(flush.thread(), || flush.is_alive());
+        }
+        self.flush_lives()
     }
 
     /// The end of the last file: every session is over.

@@ -1,7 +1,7 @@
 //! What `capture` and `replay` have in common: the store, the threads that keep it, their end.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, JoinHandle, Thread};
 
 use anyhow::{Context, Result, anyhow};
@@ -29,7 +29,7 @@ use crate::names::InterfaceNames;
 use crate::silence::SignsOfLife;
 use crate::status::Totals;
 use crate::units::{Bytes, Grouped};
-use crate::worker::{ReplayClock, Shared};
+use crate::worker::{ReplayClock, Shared, Taker};
 
 /// A run before its threads are started.
 pub struct Run {
@@ -99,7 +99,6 @@ impl Run {
             for left in &recovery.left {
                 warn!("not recovered and left as it is: {left}");
             }
-            let _ = notes.send(Note::Recovered(recovery.clone()));
         }
         let mut flow = config.flow.clone();
         flow.hash_seed = store.identity().hash_seed();
@@ -131,6 +130,11 @@ impl Run {
             seals_out,
             store: Arc::new(store),
         })
+    }
+
+    /// The run could not begin: a store that was made for it goes again.
+    pub fn give_up(&self) {
+        self.store.remove_if_unused();
     }
 
     /// Bytes that the store takes now.
@@ -195,10 +199,11 @@ impl Run {
             if !std::mem::replace(&mut confined, true) {
                 kept.confine();
             }
-            keeper.keep(news);
+            keeper.keep(news)
         };
         let (seals, news) = (self.seals_out.clone(), self.news.clone());
-        Sealer::start(self.lanes.clone(), seals, SealPolicy::default(), news, after)
+        let store = Arc::clone(&self.store);
+        Sealer::start(store, &self.lanes, seals, SealPolicy::default(), news, after)
     }
 
     fn flush(
@@ -233,6 +238,7 @@ impl Run {
             signs,
             news: self.news_out.clone(),
             seals: self.seals.clone(),
+            unsealed: self.seals_out.clone(),
             notes: self.notes_out.clone(),
             names: Arc::clone(&self.names),
             files: Arc::clone(&self.files),
@@ -351,17 +357,30 @@ impl Run {
 pub struct FlushThread {
     stop: Arc<End>,
     thread: JoinHandle<Result<()>>,
+    /// Held by the thread alone, however it ends.
+    life: Weak<()>,
 }
 
 impl FlushThread {
     fn start(work: impl FnOnce(&End) -> Result<()> + Send + 'static) -> Result<Self> {
         let stop = Arc::new(End::default());
         let stopped = Arc::clone(&stop);
+        let alive = Arc::new(());
+        let life = Arc::downgrade(&alive);
         let thread = thread::Builder::new()
             .name("flush".to_owned())
-            .spawn(move || work(&stopped))
+            .spawn(move || {
+                let _alive = alive;
+                work(&stopped)
+            })
             .context("cannot start the flush thread")?;
-        Ok(Self { stop, thread })
+        Ok(Self { stop, thread, life })
+    }
+
+    /// The thread as whoever waits for it needs it.
+    #[must_use]
+    pub fn taker(&self) -> Taker {
+        Taker::new(self.thread().clone(), self.life.clone())
     }
 
     /// The thread, to be woken.

@@ -1,7 +1,7 @@
 //! One core's loop: frames come in batches, are recorded, and become sessions.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::{self, Thread};
 
 use capture_flow::config::ConfigError;
@@ -63,8 +63,29 @@ impl Shared {
 pub enum WhenFull {
     /// It is lost, and counted: a live worker never waits.
     Lose,
-    /// The flush thread is woken and waited for: a replay loses nothing.
-    Wait(Thread),
+    /// The flush thread is woken and waited for: a replay loses nothing, as long as it lives.
+    Wait(Taker),
+}
+
+/// The thread that takes session updates, as whoever waits for it sees it.
+pub struct Taker {
+    thread: Thread,
+    life: Weak<()>,
+}
+
+impl Taker {
+    /// `life` has an owner as long as the thread lives.
+    #[must_use]
+    pub fn new(thread: Thread, life: Weak<()>) -> Self {
+        Self { thread, life }
+    }
+
+    /// Lets it take something; false if it is dead and will not.
+    fn wait(&self) -> bool {
+        self.thread.unpark();
+        thread::yield_now();
+        self.life.strong_count() > 0
+    }
 }
 
 /// What a worker does with frames, wherever they come from: they are recorded, their sessions
@@ -96,14 +117,10 @@ impl Sink for HandOff<'_> {
         let mut update = update;
         while let Err(refused) = self.shared.updates.push(update) {
             match self.when_full {
-                WhenFull::Lose => {
+                WhenFull::Wait(taker) if taker.wait() => update = refused,
+                WhenFull::Wait(_) | WhenFull::Lose => {
                     *self.rows_lost += 1;
                     return;
-                }
-                WhenFull::Wait(flush) => {
-                    flush.unpark();
-                    thread::yield_now();
-                    update = refused;
                 }
             }
         }
@@ -338,21 +355,39 @@ mod tests {
         let shared = Arc::new(Shared::new(0, 0));
         let mut pipeline = pipeline(&shared);
         let sessions = u32::try_from(HAND_OFF).expect("small") + 1_000;
-        let taker = Arc::clone(&shared);
+        let (theirs, alive) = (Arc::clone(&shared), Arc::new(()));
+        let life = Arc::downgrade(&alive);
         let flush = thread::spawn(move || {
+            let _alive = alive;
             let mut rows = 0;
             while rows < sessions {
-                match taker.updates.pop() {
+                match theirs.updates.pop() {
                     Some(_) => rows += 1,
                     None => thread::yield_now(),
                 }
             }
         });
-        pipeline.set_when_full(WhenFull::Wait(flush.thread().clone()));
+        pipeline.set_when_full(WhenFull::Wait(Taker::new(flush.thread().clone(), life)));
         feed(&mut pipeline, 0..sessions);
         pipeline.finish(&[], Nanos(i64::from(sessions)));
         flush.join().expect("every row came");
         assert_eq!(shared.counters.read().rows_lost, 0);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_flush_thread_that_is_dead_and_its_rows_are_counted() {
+        let shared = Arc::new(Shared::new(0, 0));
+        let mut pipeline = pipeline(&shared);
+        let alive = Arc::new(());
+        let life = Arc::downgrade(&alive);
+        let flush = thread::spawn(move || drop(alive));
+        let thread = flush.thread().clone();
+        flush.join().expect("no panic");
+        pipeline.set_when_full(WhenFull::Wait(Taker::new(thread, life)));
+        let sessions = u32::try_from(HAND_OFF).expect("small") + 10;
+        feed(&mut pipeline, 0..sessions);
+        pipeline.finish(&[], Nanos(i64::from(sessions)));
+        assert_eq!(shared.counters.read().rows_lost, 10);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod anchor;
 mod balance;
 mod chain;
 mod line;
+mod owed;
 mod reader;
 mod vouched;
 mod writer;
@@ -19,6 +20,8 @@ pub use line::{
     Blind, BlindCause, Canary, Clock, Interface, LedgerLine, Link, Nic, Note, Queue, ReplayedFile,
     Rows, SealedFile, Silence, Socket, Worker, Xdp,
 };
+pub(crate) use owed::Owed;
+pub(crate) use reader::sealed_note;
 pub use reader::{Damage, LedgerRead, day_files, for_each_line, read, read_chained};
 pub use vouched::{FileFinding, FileProblem, FilesCheck, Vouched, check_file, check_sessions};
 pub use writer::{LedgerError, LedgerWriter};

@@ -11,7 +11,7 @@ use crate::layout;
 use crate::store::Store;
 
 use super::chain::{Chain, ChainFold, Place};
-use super::line::LedgerLine;
+use super::line::{LedgerLine, Note, SealedFile};
 use super::writer::LINE_LIMIT;
 
 /// A line that is none.
@@ -124,6 +124,27 @@ pub fn day_files(store: &Store) -> io::Result<Vec<PathBuf>> {
     let dir = store.layout().ledger(&store.identity().sensor);
     let names = layout::names_in(&dir)?;
     Ok(names.iter().filter(|name| name.ends_with(".ndjson")).map(|name| dir.join(name)).collect())
+}
+
+/// What the ledger said when a file (by its path within the store) was sealed: the last word,
+/// where there are several. Reads every line there is: for what hardly ever happens.
+pub(crate) fn sealed_note(store: &Store, path: &str) -> io::Result<Option<SealedFile>> {
+    let mut found = None;
+    for day in day_files(store)? {
+        for_each_line(&day, |_, text, _| {
+            // Most lines have other files, or none: they need not be understood.
+            if !text.windows(path.len()).any(|part| part == path.as_bytes()) {
+                return;
+            }
+            let Ok(line) = serde_json::from_slice::<LedgerLine>(text) else { return };
+            let sealed = line.notes.into_iter().rev().find_map(|note| match note {
+                Note::Sealed(file) if file.path == path => Some(file),
+                _ => None,
+            });
+            found = sealed.or(found.take());
+        })?;
+    }
+    Ok(found)
 }
 
 /// Calls `each` with every line of a file: its number from 1, its text without the line's end, and

@@ -14,6 +14,7 @@ use crate::time::now;
 
 use super::anchor::Anchor;
 use super::line::{LedgerLine, Note};
+use super::owed::Owed;
 
 /// Most bytes of a line that are looked at when the chain's end is searched.
 pub(super) const LINE_LIMIT: u64 = 16 << 20;
@@ -56,6 +57,7 @@ pub struct LedgerWriter {
     torn: Option<u64>,
     /// What is wrong with the line that the chain goes on from.
     doubt: Option<String>,
+    owed: Arc<Owed>,
 }
 
 impl LedgerWriter {
@@ -77,7 +79,9 @@ impl LedgerWriter {
             prev: NO_HASH.to_owned(),
             torn: None,
             doubt: None,
+            owed: store.owed(),
         };
+        let mut told = Vec::new();
         let public = store.key().public();
         for name in layout::names_in(&dir).map_err(LedgerError::io(&dir))? {
             if !name.ends_with(".ndjson") {
@@ -97,6 +101,7 @@ impl LedgerWriter {
                         "line {seq} of the chain, the last one before, is not signed by this sensor"
                     )
                 });
+                told = end.notes;
             }
         }
         if let Some(doubt) = &writer.doubt {
@@ -104,14 +109,16 @@ impl LedgerWriter {
                 "{doubt}: somebody has changed the ledger; `stillwire verify` says more"
             );
         }
+        // A run that was killed between its last line and forgetting what the line says.
+        writer.owed.settle(&told);
         Ok(writer)
     }
 
-    /// Appends a line: sets its place, its `prev` and its moment of writing, signs it, and returns
-    /// its hash in hex: the chain's new head.
+    /// Appends a line: sets its place, its `prev` and its moment of writing, adds what the ledger
+    /// had still to be told, signs it, and returns its hash in hex: the chain's new head.
     ///
     /// # Errors
-    /// Not written; the chain's end is as before and the line can be given again.
+    /// Not written; the line can be given again.
     pub fn append(&mut self, line: &mut LedgerLine) -> Result<String, LedgerError> {
         if let Some(bytes) = self.torn {
             let torn = Note::TornLine { bytes };
@@ -125,6 +132,9 @@ impl LedgerWriter {
                 line.notes.push(doubt);
             }
         }
+        let mut notes = self.owed.inherited();
+        notes.retain(|note| !line.notes.contains(note));
+        drop(line.notes.splice(..0, notes));
         line.seq = self.next_seq;
         line.prev.clone_from(&self.prev);
         line.written_at = now();
@@ -134,8 +144,8 @@ impl LedgerWriter {
         let hash = blake3::hash(&text).to_hex().to_string();
         text.push(b'\n');
         let path = self.layout.ledger_day(&self.sensor, line.to);
-        let file = self.day_file(&path).map_err(LedgerError::io(&path))?;
-        if let Err(error) = append_whole(file, &text) {
+        let appended = self.day_file(&path).and_then(|file| append_whole(file, &text));
+        if let Err(error) = appended {
             self.look_again(&path);
             return Err(LedgerError::io(&path)(error));
         }
@@ -143,19 +153,26 @@ impl LedgerWriter {
         self.prev.clone_from(&hash);
         self.torn = None;
         self.doubt = None;
+        self.owed.settle(&line.notes);
         Ok(hash)
     }
 
     /// After a line could not be written: if a part of it is there to stay, it becomes a torn line.
     fn look_again(&mut self, path: &Path) {
+        self.open = None;
         if let Ok(Some(end)) = last_line(path, &self.key.public())
             && end.torn.is_some()
+            && end.seq == self.next_seq
         {
-            self.open = None;
             self.next_seq = end.seq.saturating_add(1);
             self.prev = end.hash;
             self.torn = end.torn;
         }
+    }
+
+    /// Has the ledger told of these by a later run, should this one not come to write them.
+    pub fn owe(&self, notes: &[Note]) {
+        self.owed.owe(notes);
     }
 
     /// Waits until the lines of the newest day file are on the disk.
@@ -230,7 +247,7 @@ impl LedgerWriter {
 }
 
 /// Appends all of it or nothing.
-fn append_whole(file: &mut File, text: &[u8]) -> io::Result<()> {
+pub(super) fn append_whole(file: &mut File, text: &[u8]) -> io::Result<()> {
     let before = file.metadata()?.len();
     file.write_all(text).inspect_err(|_| {
         // A full disk takes a part. If even this fails, the reader skips the torn line.
@@ -245,6 +262,7 @@ struct End {
     torn: Option<u64>,
     /// Whether it bears a signature that is not this sensor's.
     forged: bool,
+    notes: Vec<Note>,
 }
 
 /// The last line that is one, and the hash of what stands last (the same, or a torn line).
@@ -274,11 +292,14 @@ fn end_of(tail: &[u8], key: &PublicKey) -> (Option<End>, bool) {
     if let Ok(line) = serde_json::from_slice::<LedgerLine>(last) {
         // Without its newline the line is complete all the same.
         let forged = signed::verify(key, Domain::LedgerLine, last) == Signature::Wrong;
-        return (Some(End { seq: line.seq, hash, torn: None, forged }), true);
+        let end = End { seq: line.seq, hash, torn: None, forged, notes: line.notes };
+        return (Some(end), true);
     }
     let before = lines.find_map(|line| serde_json::from_slice::<LedgerLine>(line).ok());
     let certain = before.is_some();
     // The torn line took the place behind the last whole one.
-    let seq = before.map_or(0, |line| line.seq.saturating_add(1));
-    (Some(End { seq, hash, torn: Some(last.len() as u64), forged: false }), certain)
+    let (seq, notes) =
+        before.map_or((0, Vec::new()), |line| (line.seq.saturating_add(1), line.notes));
+    let torn = Some(last.len() as u64);
+    (Some(End { seq, hash, torn, forged: false, notes }), certain)
 }

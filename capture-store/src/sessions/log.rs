@@ -10,7 +10,7 @@ use capture_flow::record::SessionRecord;
 use capture_flow::time::Nanos;
 
 use crate::drops::RowLossReason;
-use crate::layout::Layout;
+use crate::layout::{self, Layout};
 use crate::store::{OwnedStore, RunId};
 use crate::time::HOUR_NS;
 
@@ -36,7 +36,18 @@ impl Default for LogPolicy {
     }
 }
 
-/// Why rows could not be committed. They wait in memory for the next try.
+/// Not every row could be committed. The others wait in memory for the next try.
+#[derive(Debug, thiserror::Error)]
+#[error("rows of the session log wait")]
+pub struct CommitError {
+    /// Rows that were committed before.
+    pub committed: u64,
+    /// What stopped the rest.
+    #[source]
+    pub cause: LogError,
+}
+
+/// Why rows could not be committed.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The kernel's answer.
@@ -131,28 +142,35 @@ impl SessionLog {
     }
 
     /// Writes the waiting rows to the open tail: readers see them, and a kill does not take them.
-    /// Returns how many rows were committed; on an error those before it were, and
-    /// [`SessionLog::waiting_rows`] tells how many still wait.
+    /// Returns how many rows were committed; so does an error, and [`SessionLog::waiting_rows`]
+    /// tells how many still wait.
     ///
     /// # Errors
     /// The disk is full or fails.
-    pub fn commit(&mut self) -> Result<u64, LogError> {
-        self.end_batch()?;
+    pub fn commit(&mut self) -> Result<u64, CommitError> {
         let mut committed = 0;
+        match self.commit_ready(&mut committed) {
+            Ok(()) => Ok(committed),
+            Err(cause) => Err(CommitError { committed, cause }),
+        }
+    }
+
+    fn commit_ready(&mut self, committed: &mut u64) -> Result<(), LogError> {
+        self.end_batch()?;
         while let Some((hour, batch)) = self.ready.front() {
             let (hour, batch) = (*hour, batch.clone());
             if self.live.as_ref().is_some_and(|live| live.hour != hour) {
                 self.rotate();
             }
             self.write(hour, &batch)?;
-            committed += batch.num_rows() as u64;
+            *committed += batch.num_rows() as u64;
             self.ready_rows = self.ready_rows.saturating_sub(batch.num_rows());
             self.ready.pop_front();
             if self.live.as_ref().is_some_and(|live| live.rows >= self.policy.seal_rows) {
                 self.rotate();
             }
         }
-        Ok(committed)
+        Ok(())
     }
 
     /// Files that are due to be sealed at `now` (the engine's clock): full ones, and the open
@@ -170,7 +188,7 @@ impl SessionLog {
     ///
     /// # Errors
     /// The waiting rows could not be written; the files can still be had by trying again.
-    pub fn close(&mut self) -> Result<(u64, Vec<PendingSeal>), LogError> {
+    pub fn close(&mut self) -> Result<(u64, Vec<PendingSeal>), CommitError> {
         let committed = self.commit()?;
         self.rotate();
         Ok((committed, std::mem::take(&mut self.pending)))
@@ -195,17 +213,27 @@ impl SessionLog {
             self.next_file += 1;
             self.live = Some(Live { path, hour, rows: 0, writer });
         }
-        if let Some(live) = &mut self.live {
-            live.writer
-                .append(batch)
-                .map_err(|source| LogError::Io { path: live.path.clone(), source })?;
-            live.rows += batch.num_rows() as u64;
+        let Some(live) = &mut self.live else { return Ok(()) };
+        match live.writer.append(batch) {
+            Ok(()) => {
+                live.rows += batch.num_rows() as u64;
+                Ok(())
+            }
+            Err(source) => {
+                let path = live.path.clone();
+                if live.writer.is_torn() {
+                    // What comes behind a torn batch would be hard to find: it gets its own file.
+                    self.rotate();
+                }
+                Err(LogError::Io { path, source })
+            }
         }
-        Ok(())
     }
 
     fn rotate(&mut self) {
-        if let Some(live) = self.live.take() {
+        let Some(live) = self.live.take() else { return };
+        // Without a row there is nothing to seal; what was torn off waits for the next file.
+        if live.rows > 0 || layout::remove_if_there(&live.path).is_err() {
             self.pending.push(PendingSeal::new(&self.layout, &self.sensor, live.path));
         }
     }
@@ -223,4 +251,91 @@ impl std::fmt::Debug for SessionLog {
 /// The hour since the epoch.
 fn hour_of(at: Nanos) -> i64 {
     at.0.div_euclid(HOUR_NS)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+    use std::sync::Arc;
+
+    use arrow::array::{
+        ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, StringArray,
+        TimestampNanosecondArray, new_null_array,
+    };
+    use arrow::datatypes::DataType;
+
+    use super::*;
+    use crate::sessions::schema::{UTC, schema};
+    use crate::sessions::{Scan, scan};
+
+    /// A row without any meaning.
+    fn batch() -> RecordBatch {
+        let schema = schema();
+        let columns = schema.fields().iter().map(|field| -> ArrayRef {
+            match field.data_type() {
+                DataType::Utf8 => Arc::new(StringArray::from(vec![""])),
+                DataType::Int32 => Arc::new(Int32Array::from(vec![0])),
+                DataType::Int64 => Arc::new(Int64Array::from(vec![0])),
+                DataType::Float64 => Arc::new(Float64Array::from(vec![0.0])),
+                DataType::Boolean => Arc::new(BooleanArray::from(vec![false])),
+                DataType::Timestamp(..) => {
+                    Arc::new(TimestampNanosecondArray::from(vec![0]).with_timezone(UTC))
+                }
+                other => new_null_array(other, 1),
+            }
+        });
+        let columns = columns.collect();
+        RecordBatch::try_new(schema, columns).unwrap()
+    }
+
+    fn commit(log: &mut SessionLog) -> Result<u64, CommitError> {
+        log.ready.push_back((0, batch()));
+        log.ready_rows += 1;
+        log.commit()
+    }
+
+    #[test]
+    fn what_follows_a_torn_batch_is_in_a_file_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = OwnedStore::open_or_create(&dir.path().join("store"), None).unwrap();
+        let run = RunId::parse("20070202T060000Z-0badcafe").unwrap();
+        let mut log = SessionLog::new(&store, &run, LogPolicy::default());
+        assert_eq!(commit(&mut log).unwrap(), 1);
+        let live = log.live.as_mut().unwrap();
+        let torn = live.path.clone();
+        live.writer.fail();
+        assert_eq!(commit(&mut log).unwrap_err().committed, 0);
+        // What the disk took of the batch and did not give back.
+        let mut bytes = std::fs::read(&torn).unwrap();
+        bytes.extend_from_slice(&[0xff; 40]);
+        std::fs::write(&torn, bytes).unwrap();
+        assert_eq!(commit(&mut log).unwrap(), 2, "the one that waited, too");
+        let mut rows = 0;
+        let report = scan(store.store(), &Scan::default(), |batch| {
+            rows += batch.num_rows();
+            ControlFlow::Continue(())
+        });
+        let report = report.unwrap();
+        assert_eq!((rows, report.files, report.damaged.len()), (3, 2, 0));
+        assert_eq!(report.torn.iter().map(|torn| torn.bytes).collect::<Vec<_>>(), [40]);
+        let (_, pending) = log.close().unwrap();
+        let sealed = pending.iter().map(|pending| pending.seal().unwrap().unwrap());
+        assert_eq!(sealed.map(|s| (s.rows, s.torn_bytes)).collect::<Vec<_>>(), [(1, 40), (2, 0)]);
+    }
+
+    #[test]
+    fn a_torn_file_without_a_row_goes_and_its_rows_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = OwnedStore::open_or_create(&dir.path().join("store"), None).unwrap();
+        let run = RunId::parse("20070202T060000Z-0badcafe").unwrap();
+        let mut log = SessionLog::new(&store, &run, LogPolicy::default());
+        let path = store.layout().live().join("first.arrows");
+        let mut writer = LiveWriter::create(&path).unwrap();
+        writer.fail();
+        log.live = Some(Live { path: path.clone(), hour: 0, rows: 0, writer });
+        commit(&mut log).unwrap_err();
+        assert!(!path.exists());
+        assert_eq!(log.commit().unwrap(), 1);
+        assert_eq!(log.close().unwrap().1.len(), 1);
+    }
 }

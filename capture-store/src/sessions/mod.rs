@@ -6,6 +6,7 @@
 //! file whose Parquet file exists is left out.
 
 mod columns;
+mod guard;
 mod live;
 mod log;
 mod row;
@@ -13,7 +14,7 @@ mod scan;
 mod schema;
 mod seal;
 
-pub use log::{LogError, LogPolicy, SessionLog};
+pub use log::{CommitError, LogError, LogPolicy, SessionLog};
 pub use row::{RowNames, SessionRow, proto_name};
 pub use scan::{Scan, ScanError, ScanReport, TornTail, scan};
 pub use schema::{column_names, schema};

@@ -3,13 +3,12 @@
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{AsArray, BooleanArray, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::{DataType, Field, Schema, TimestampNanosecondType};
+use arrow::datatypes::{Schema, TimestampNanosecondType};
 use arrow::error::ArrowError;
 use capture_flow::time::Nanos;
 use parquet::arrow::ProjectionMask;
@@ -21,8 +20,9 @@ use parquet::file::statistics::Statistics;
 use crate::layout;
 use crate::store::Store;
 
+use super::guard::guarded;
 use super::live;
-use super::schema::schema;
+use super::schema::{column_or_default, is_added_later, schema};
 use super::seal::{SENSOR, SENSOR_KEY};
 
 /// Rows of a batch handed to the visitor.
@@ -130,6 +130,10 @@ pub fn scan(
         if content.torn_bytes > 0 {
             report.torn.push(TornTail { path: path.clone(), bytes: content.torn_bytes });
         }
+        if content.damaged_bytes > 0 {
+            let why = format!("{} bytes in its midst are no rows", content.damaged_bytes);
+            report.damaged.push((path.clone(), why));
+        }
         for batch in content.batches {
             match plan.hand_over(&batch, &mut report, &mut visit) {
                 Ok(ControlFlow::Continue(())) => {}
@@ -167,21 +171,21 @@ impl<'a> Plan<'a> {
         Ok(Self { what, read, columns })
     }
 
-    /// Puts the column `sensor` back in its place, if it is asked for.
-    fn with_sensor(&self, batch: RecordBatch, sensor: &str) -> Result<RecordBatch, ArrowError> {
-        let Some(place) = self.read.iter().position(|name| name == SENSOR) else {
-            return Ok(batch);
-        };
-        let mut columns = batch.columns().to_vec();
-        let mut fields = batch.schema().fields().to_vec();
-        if place > columns.len() {
-            return Err(ArrowError::SchemaError("columns are missing".to_owned()));
+    /// Puts the column `sensor` back in its place and those that an old file has not, where they
+    /// are asked for.
+    fn complete(&self, batch: &RecordBatch, sensor: &str) -> Result<RecordBatch, ArrowError> {
+        let ours = schema();
+        let (mut fields, mut columns) = (Vec::new(), Vec::new());
+        for name in &self.read {
+            let field = ours.field_with_name(name)?;
+            columns.push(if name == SENSOR {
+                let sensors = std::iter::repeat_n(sensor, batch.num_rows());
+                Arc::new(StringArray::from_iter_values(sensors))
+            } else {
+                column_or_default(batch, field)?
+            });
+            fields.push(field.clone());
         }
-        columns.insert(
-            place,
-            Arc::new(StringArray::from_iter_values(std::iter::repeat_n(sensor, batch.num_rows()))),
-        );
-        fields.insert(place, Arc::new(Field::new(SENSOR, DataType::Utf8, false)));
         RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
     }
 
@@ -301,8 +305,11 @@ fn read_sealed(
         let entry = metadata.and_then(|all| all.iter().find(|entry| entry.key == SENSOR_KEY));
         sensor = entry.and_then(|entry| entry.value.clone()).unwrap_or_default();
         let roots = plan.read.iter().map(String::as_str).filter(|name| *name != SENSOR);
+        let there = |name: &&str| {
+            !is_added_later(name) || builder.schema().column_with_name(name).is_some()
+        };
         let places: Result<Vec<usize>, ArrowError> =
-            roots.map(|name| place_of(builder.schema(), name)).collect();
+            roots.filter(there).map(|name| place_of(builder.schema(), name)).collect();
         let mask = ProjectionMask::roots(builder.parquet_schema(), places?);
         builder.with_row_groups(groups).with_projection(mask).with_batch_size(BATCH_ROWS).build()
     });
@@ -312,7 +319,7 @@ fn read_sealed(
             return Ok(ControlFlow::Continue(()));
         };
         let flow = plan
-            .with_sensor(batch, &sensor)
+            .complete(&batch, &sensor)
             .and_then(|batch| plan.hand_over(&batch, report, visit))
             .map_err(|error| error.to_string())?;
         if flow.is_break() {
@@ -356,15 +363,4 @@ fn may_hold(
         }
     }
     Ok(false)
-}
-
-/// Runs a decoder over bytes that may be damaged: its panic becomes an error like its errors.
-pub(super) fn guarded<T, E: std::fmt::Display>(
-    decode: impl FnOnce() -> Result<T, E>,
-) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(decode)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("the decoder gave up on it".to_owned()),
-    }
 }

@@ -12,7 +12,13 @@
 
 use std::sync::{Arc, LazyLock};
 
+use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, new_null_array};
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
+use arrow::error::ArrowError;
+
+/// Columns that the first stores of this format do not have. There they read as null or, where
+/// they cannot be, as false.
+const ADDED_LATER: [&str; 1] = ["fragment_overlap"];
 
 /// The time zone of every time column.
 pub(super) const UTC: &str = "UTC";
@@ -28,6 +34,45 @@ pub fn schema() -> SchemaRef {
 pub fn column_names() -> impl Iterator<Item = String> {
     let schema = schema();
     (0..schema.fields().len()).map(move |at| schema.field(at).name().clone())
+}
+
+/// Whether files of early stores may lack a column.
+pub(super) fn is_added_later(name: &str) -> bool {
+    ADDED_LATER.contains(&name)
+}
+
+/// The batch of an older or newer program with the columns of this one, in their order.
+///
+/// # Errors
+/// A column is missing that every file has, or one has another type.
+pub(super) fn adapt(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let ours = schema();
+    if batch.schema() == ours {
+        return Ok(batch.clone());
+    }
+    let columns: Result<Vec<_>, _> =
+        ours.fields().iter().map(|field| column_or_default(batch, field)).collect();
+    RecordBatch::try_new(ours, columns?)
+}
+
+/// A column of a batch, or what it reads as in files that are older than the column.
+///
+/// # Errors
+/// It is missing although every file has it, or has another type.
+pub(super) fn column_or_default(
+    batch: &RecordBatch,
+    field: &Field,
+) -> Result<ArrayRef, ArrowError> {
+    let (name, of) = (field.name(), field.data_type());
+    match batch.column_by_name(name) {
+        Some(column) if column.data_type().equals_datatype(of) => Ok(Arc::clone(column)),
+        Some(_) => Err(ArrowError::SchemaError(format!("column {name} has another type"))),
+        None if !is_added_later(name) => {
+            Err(ArrowError::SchemaError(format!("there is no column {name}")))
+        }
+        None if field.is_nullable() => Ok(new_null_array(of, batch.num_rows())),
+        None => Ok(Arc::new(BooleanArray::from(vec![false; batch.num_rows()]))),
+    }
 }
 
 /// Fields of `pcap_first` and `pcap_last`.

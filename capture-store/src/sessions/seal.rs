@@ -18,6 +18,7 @@ use parquet::schema::types::ColumnPath;
 
 use crate::layout::{self, Layout, TEMPORARY};
 use crate::ledger::SealedFile;
+use crate::segment::DAMAGED;
 
 use super::live;
 use super::schema::schema;
@@ -56,6 +57,17 @@ pub enum SealSessionsError {
         #[source]
         source: ParquetError,
     },
+    /// It has content, but not one row of it can be read. It is out of the way now: another try
+    /// would find nothing.
+    #[error("not one row can be read of {bytes} bytes in {path}; they are kept in {aside}")]
+    Unreadable {
+        /// The open tail.
+        path: PathBuf,
+        /// What it was renamed to.
+        aside: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
 }
 
 /// A sealed file of the session log.
@@ -67,8 +79,18 @@ pub struct SealedSessions {
     pub rows: u64,
     /// Bytes behind the last whole batch of the open tail: rows that a kill or a power loss tore.
     pub torn_bytes: u64,
+    /// Bytes before it that are damaged. The open tail is kept aside then.
+    pub damaged_bytes: u64,
     /// When the newest row was flushed.
     pub last_flushed_at: Nanos,
+}
+
+impl SealedSessions {
+    /// Bytes of the open tail that could not be read.
+    #[must_use]
+    pub fn unread_bytes(&self) -> u64 {
+        self.torn_bytes.saturating_add(self.damaged_bytes)
+    }
 }
 
 /// An open tail that nobody writes to any more.
@@ -92,7 +114,7 @@ impl PendingSeal {
 
     /// Writes the rows as Parquet, sorted by `ts`, into the partition of the hour in which they
     /// were flushed, and removes the open tail. `None` if there is no row in it. May be repeated
-    /// after it was killed at any point.
+    /// after it failed or was killed at any point.
     ///
     /// # Errors
     /// See [`SealSessionsError`].
@@ -101,14 +123,13 @@ impl PendingSeal {
         let content =
             File::open(&self.path).and_then(|mut file| live::read(&mut file)).map_err(io)?;
         if content.batches.iter().all(|batch| batch.num_rows() == 0) {
-            if content.torn_bytes == 0 {
+            let bytes = content.torn_bytes.saturating_add(content.damaged_bytes);
+            if bytes == 0 {
                 layout::remove_if_there(&self.path).map_err(io)?;
-            } else {
-                // Not one row can be read: what is there is kept for whoever can.
-                let aside = self.path.with_extension("damaged");
-                std::fs::rename(&self.path, aside).map_err(io)?;
+                return Ok(None);
             }
-            return Ok(None);
+            let aside = self.keep_aside().map_err(io)?;
+            return Err(SealSessionsError::Unreadable { path: self.path.clone(), aside, bytes });
         }
         let parquet = |source| SealSessionsError::Parquet { path: self.path.clone(), source };
         let rows = sorted(&content.batches).map_err(parquet)?;
@@ -135,11 +156,14 @@ impl PendingSeal {
             let _ = layout::remove_if_there(&temporary);
         })?;
         layout::sync_dir(&dir).map_err(io)?;
-        layout::remove_if_there(&self.path).map_err(io)?;
-        let path = target.strip_prefix(self.layout.root()).unwrap_or(&target);
+        if content.damaged_bytes == 0 {
+            layout::remove_if_there(&self.path).map_err(io)?;
+        } else {
+            self.keep_aside().map_err(io)?;
+        }
         Ok(Some(SealedSessions {
             file: SealedFile {
-                path: path.to_string_lossy().into_owned(),
+                path: self.within_store(&target),
                 bytes,
                 blake3: Some(hash.to_hex().to_string()),
                 items: rows.num_rows() as u64,
@@ -148,8 +172,34 @@ impl PendingSeal {
             },
             rows: rows.num_rows() as u64,
             torn_bytes: content.torn_bytes,
+            damaged_bytes: content.damaged_bytes,
             last_flushed_at,
         }))
+    }
+
+    /// What is damaged stays for whoever can read more of it.
+    fn keep_aside(&self) -> io::Result<PathBuf> {
+        let aside = self.path.with_extension(DAMAGED);
+        std::fs::rename(&self.path, &aside)?;
+        Ok(aside)
+    }
+
+    /// The file that this tail was sealed into before, for the ledger; `None` where it cannot be
+    /// read.
+    pub(crate) fn sealed_as(&self, parquet: &Path) -> Option<SealedFile> {
+        let (items, first_ts, last_ts) = super::extent(parquet)?;
+        let file = File::open(parquet).ok()?;
+        let bytes = file.metadata().ok()?.len();
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(file).ok()?;
+        let blake3 = Some(hasher.finalize().to_hex().to_string());
+        let path = self.within_store(parquet);
+        Some(SealedFile { path, bytes, blake3, items, first_ts, last_ts })
+    }
+
+    fn within_store(&self, path: &Path) -> String {
+        let path = path.strip_prefix(self.layout.root()).unwrap_or(path);
+        path.to_string_lossy().into_owned()
     }
 
     fn write(&self, rows: &RecordBatch, path: &Path) -> Result<File, SealSessionsError> {

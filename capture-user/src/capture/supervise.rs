@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use capture_store::ledger::{BlindCause, Note};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use signal_hook::consts::SIGINT;
+use signal_hook::consts::{SIGHUP, SIGINT};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use tracing::{error, info, warn};
@@ -233,6 +233,7 @@ impl Supervisor {
 fn signal_name(signal: i32) -> &'static str {
     match signal {
         SIGINT => "SIGINT",
+        SIGHUP => "SIGHUP",
         _ => "SIGTERM",
     }
 }

@@ -40,8 +40,8 @@ pub struct FileSource {
     frames: Vec<Meta>,
     frames_total: u64,
     bytes_total: u64,
-    /// What is wrong with the file; told once everything in front of it has been handed over.
-    damage: Option<String>,
+    /// Why the file cannot be read on; told once everything in front of it has been handed over.
+    failure: Option<SourceError>,
     ended: bool,
 }
 
@@ -174,7 +174,7 @@ impl FileSource {
             frames: Vec::with_capacity(BATCH),
             frames_total: 0,
             bytes_total: 0,
-            damage: None,
+            failure: None,
             ended: false,
         })
     }
@@ -185,31 +185,38 @@ impl FileSource {
         Arc::clone(&self.stream.consumed)
     }
 
-    fn fill_batch(&mut self) -> Result<(), SourceError> {
+    /// Reads frames until the batch is full, or as far as the file goes.
+    fn fill_batch(&mut self) {
         self.bytes.clear();
         self.frames.clear();
         while self.frames.len() < BATCH && self.bytes.len() < BATCH_BYTES {
+            let start = self.bytes.len();
             let step = match &mut self.format {
-                Format::Pcap(pcap) => pcap.step(&mut self.stream, &mut self.bytes)?,
+                Format::Pcap(pcap) => pcap.step(&mut self.stream, &mut self.bytes),
                 Format::PcapNg(section) => {
-                    section.step(&mut self.stream, &mut self.interfaces, &mut self.bytes)?
+                    section.step(&mut self.stream, &mut self.interfaces, &mut self.bytes)
                 }
             };
             match step {
-                Step::Frame(meta) => self.frames.push(meta),
-                Step::Other => {}
-                Step::End => {
+                Ok(Step::Frame(meta)) => self.frames.push(meta),
+                Ok(Step::Other) => {}
+                Ok(Step::End) => self.ended = true,
+                Ok(Step::Damaged(reason)) => {
+                    let reason = self.stream.broken.take().unwrap_or(reason);
+                    let name = self.stream.name.clone();
+                    self.failure = Some(SourceError::BadFile { name, reason });
                     self.ended = true;
-                    break;
                 }
-                Step::Damaged(reason) => {
+                Err(error) => {
+                    self.bytes.truncate(start);
+                    self.failure = Some(error);
                     self.ended = true;
-                    self.damage = Some(self.stream.broken.take().unwrap_or(reason));
-                    break;
                 }
             }
+            if self.ended {
+                break;
+            }
         }
-        Ok(())
     }
 }
 
@@ -219,14 +226,9 @@ impl Source for FileSource {
         consume: &mut dyn FnMut(&[SourceFrame<'_>]),
     ) -> Result<Received, SourceError> {
         if self.ended {
-            return match self.damage.take() {
-                Some(reason) => {
-                    Err(SourceError::BadFile { name: self.stream.name.clone(), reason })
-                }
-                None => Ok(Received::End),
-            };
+            return self.failure.take().map_or(Ok(Received::End), Err);
         }
-        self.fill_batch()?;
+        self.fill_batch();
         if self.frames.is_empty() {
             return self.receive(consume);
         }

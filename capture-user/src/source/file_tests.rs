@@ -211,3 +211,42 @@ fn what_is_no_capture_is_called_by_its_name() {
     assert!(reason(b"PK\x03\x04\x14\0\0\0\x08\0zzzzzzzzzzzzzzzzzzzz").contains("zip"));
     assert!(reason(&[0xd4, 0xc3, 0xb2, 0xa1, 2, 0]).contains("24 bytes"));
 }
+
+/// Gives so many bytes, then the disk fails.
+struct FailingDisk {
+    content: io::Cursor<Vec<u8>>,
+}
+
+impl Read for FailingDisk {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.content.read(buffer)? {
+            0 => Err(io::Error::from_raw_os_error(libc::EIO)),
+            read => Ok(read),
+        }
+    }
+}
+
+#[test]
+fn frames_read_before_a_failure_of_the_disk_are_used() {
+    let mut content = 0xa1b2_3c4d_u32.to_le_bytes().to_vec();
+    content.extend([2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 1, 0, 0, 0]);
+    for _ in 0..3 {
+        content.extend([1, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 0xaa, 0xbb, 0xcc, 0xdd]);
+    }
+    // In the midst of the third.
+    content.truncate(content.len() - 2);
+    let consumed = Arc::new(AtomicU64::new(0));
+    let disk = FailingDisk { content: io::Cursor::new(content) };
+    let input = Counted { inner: Box::new(disk), count: Arc::clone(&consumed) };
+    let naming = Box::new(|_: &str| IfaceId(0));
+    let path = Path::new("failing.pcap");
+    let mut source = FileSource::read(input, consumed, "failing.pcap", path, naming);
+    let source = source.as_mut().expect("its header can be read");
+    let mut frames = 0;
+    let received = source.receive(&mut |batch| frames = batch.len());
+    assert!(matches!(received, Ok(Received::Frames(2))), "{received:?}");
+    assert_eq!((frames, source.counters().expect("counted").bytes), (2, 8));
+    let ended = source.receive(&mut |_| panic!("there is no frame left"));
+    assert!(matches!(ended, Err(SourceError::Io { .. })), "{ended:?}");
+    assert!(matches!(source.receive(&mut |_| ()), Ok(Received::End)), "the error is told once");
+}
