@@ -107,6 +107,7 @@ columns! {
     "community_id": row => text_or_null(row.community_id.as_deref());
     "direction_certain": row => Value::Bool(row.direction_certain);
     "fragment_overlap": row => Value::Bool(row.fragment_overlap);
+    "join_certain": row => Value::Bool(row.join_certain);
     "update": row => Value::Count(row.update.into());
     "final": row => Value::Bool(row.is_final);
     "end_reason": row => text(&row.end_reason);

@@ -72,6 +72,8 @@ pub struct Row {
     pub direction_certain: bool,
     /// Whether fragments of one of its datagrams contradicted each other.
     pub fragment_overlap: bool,
+    /// False where two workers saw a direction each and that leaves open what one would have told.
+    pub join_certain: bool,
     /// 0, 1, 2…
     pub update: u32,
     /// Whether the session is over.

@@ -326,6 +326,9 @@ pub struct SessionRecord {
     /// Whether fragments of one of its datagrams overlapped and did not agree on the bytes or on the
     /// datagram's end, so that what the receiver made of it is not certain.
     pub fragment_overlap: bool,
+    /// False where two workers saw a direction each and what they saw leaves open where the
+    /// session began and ended, or what is missing and in which order it happened.
+    pub join_certain: bool,
     /// 0, 1, 2… over the rows of the session.
     pub update: u32,
     /// Why the row was written, and whether it is the last.

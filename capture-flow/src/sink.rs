@@ -3,6 +3,7 @@
 use crate::frame::PcapPosition;
 use crate::key::FlowHash;
 use crate::record::SessionRecord;
+pub use crate::tcp::HalfStream;
 use crate::time::Nanos;
 
 /// Eight bytes per session that belong to the recorder: it notes there under which number the
@@ -37,6 +38,8 @@ pub struct SessionUpdate {
     pub bytes: [u64; 2],
     /// When the letters of the history were written.
     pub letter_times: LetterTimes,
+    /// TCP of which one end alone was heard, where another worker may hear the other one.
+    pub half: Option<Box<HalfStream>>,
 }
 
 /// When the first letters of a history were written.

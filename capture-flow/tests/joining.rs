@@ -8,6 +8,7 @@ mod make;
 
 use capture_flow::config::FlowConfig;
 use capture_flow::join::{JoinConfig, Joiner};
+use capture_flow::key::Protocol;
 use capture_flow::record::{RowReason, SessionRecord};
 use capture_flow::sink::SessionUpdate;
 use capture_flow::table::SessionTable;
@@ -131,8 +132,9 @@ fn updates(frames: &[OwnedFrame], worker: u16, halves: bool) -> Vec<SessionUpdat
     sink.updates
 }
 
-/// The last row of every session, and that its rows are numbered without a gap.
-fn last_rows(rows: &[SessionRecord]) -> Vec<String> {
+/// The last row of every session without what belongs to the run, and that its rows are numbered
+/// without a gap.
+fn last_records(rows: &[SessionRecord]) -> Vec<SessionRecord> {
     let mut last: Vec<SessionRecord> = Vec::new();
     for row in rows {
         match last.iter_mut().find(|other| other.uid == row.uid) {
@@ -147,21 +149,23 @@ fn last_rows(rows: &[SessionRecord]) -> Vec<String> {
         }
     }
     assert!(last.iter().all(|row| row.reason.is_final()));
-    let mut last: Vec<_> = last
-        .into_iter()
-        .map(|mut row| {
-            row.uid = Default::default();
-            row.update = 0;
-            row.flushed_at = Nanos::default();
-            row.reason = RowReason::Closed;
-            row.tunnel_parents = None;
-            row.pcap_first = None;
-            row.pcap_last = None;
-            format!("{row:?}")
-        })
-        .collect();
-    last.sort();
+    for row in &mut last {
+        row.uid = Default::default();
+        row.update = 0;
+        row.flushed_at = Nanos::default();
+        row.reason = RowReason::Closed;
+        row.tunnel_parents = None;
+        row.pcap_first = None;
+        row.pcap_last = None;
+    }
     last
+}
+
+/// The same as text, sorted.
+fn last_rows(rows: &[SessionRecord]) -> Vec<String> {
+    let mut rows: Vec<_> = last_records(rows).iter().map(|row| format!("{row:?}")).collect();
+    rows.sort();
+    rows
 }
 
 fn join(halves: [Vec<SessionUpdate>; 2], capacity: usize) -> (Vec<SessionRecord>, Joiner) {
@@ -204,6 +208,50 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Data that the sensor lost is missed by the join, too; only the place of the letter that
+    /// says so is unknown, and the row says that.
+    #[test]
+    fn halves_miss_what_one_worker_misses(
+        turns in prop::collection::vec((any::<bool>(), 1_u8..40, 1_u32..50), 8..60),
+        lost in prop::collection::vec(any::<prop::sample::Index>(), 1..20),
+    ) {
+        let plan = Plan { tcp: true, handshake: true, turns, ending: Ending::ClientCloses };
+        let mut frames = frames(&plan);
+        let mut gone = 0;
+        for index in lost {
+            // Of the frames between the handshake and the close, those with data.
+            let at = 3 + index.index(frames.len() - 6);
+            if frames[at].bytes.len() > 54 {
+                frames.remove(at);
+                gone += 1;
+            }
+        }
+        let one: Vec<_> = updates(&frames, 0, false).into_iter().map(|u| u.record).collect();
+        let (there, back): (Vec<_>, Vec<_>) =
+            frames.into_iter().partition(|frame| frame.bytes[29] == CLIENT.0);
+        let (rows, _) = join([updates(&there, 0, true), updates(&back, 1, true)], 100);
+        let (one, rows) = (last_records(&one), last_records(&rows));
+        let ([one], [joined]) = (one.as_slice(), rows.as_slice()) else {
+            panic!("{one:?} {rows:?}");
+        };
+        prop_assert_eq!(joined.missed_bytes, one.missed_bytes);
+        prop_assert_eq!(joined.missed_bytes > 0, gone > 0);
+        prop_assert_eq!(joined.join_certain, gone == 0);
+        let letters = |row: &SessionRecord| {
+            let mut letters = row.history.as_str().as_bytes().to_vec();
+            letters.sort_unstable();
+            letters
+        };
+        prop_assert_eq!(letters(joined), letters(one));
+        let history = one.history;
+        let joined = SessionRecord { history, join_certain: true, ..joined.clone() };
+        prop_assert_eq!(&joined, one);
+    }
+}
+
 #[test]
 fn whole_sessions_are_not_delayed() {
     let plan = Plan {
@@ -235,6 +283,57 @@ fn halves_beyond_the_capacity_are_let_go() {
     assert_eq!(last.iter().map(|row| row.frames).sum::<u64>(), 1000);
 }
 
+/// A conversation that is let go because others need its place goes on under its identity, and its
+/// rows under their numbers: none hides a later one.
+#[test]
+fn rows_go_on_where_a_conversation_was_let_go() {
+    let ports = 0..5_u16;
+    let second = |second: i64| Nanos::from_parts(second, 0);
+    let (mut there, mut back) = (Vec::new(), Vec::new());
+    for time in (0..600).step_by(10) {
+        for port in ports.clone() {
+            there.push(make::udp(second(time), (1, port), (2, 7_000), b"there"));
+            back.push(make::udp(second(time + 5), (2, 7_000), (1, port), b"back"));
+        }
+    }
+    let (rows, joiner) = join([updates(&there, 0, true), updates(&back, 1, true)], 2);
+    assert!(joiner.stats().evicted > 0);
+    let mut sessions = std::collections::HashMap::<_, Vec<&SessionRecord>>::new();
+    for row in &rows {
+        sessions.entry(row.uid).or_default().push(row);
+    }
+    assert_eq!(sessions.len(), ports.len());
+    for rows in sessions.values() {
+        assert!(rows.windows(2).all(|pair| pair[0].update < pair[1].update), "{rows:?}");
+        let last = rows.iter().position(|row| row.reason.is_final());
+        assert_eq!(last, Some(rows.len() - 1), "{rows:?}");
+        // Where a half is lacking that was known before, the row says so.
+        let half = |row: &&&SessionRecord| row.orig.pkts == 0 || row.resp.pkts == 0;
+        assert!(rows.iter().skip(1).filter(half).all(|row| !row.join_certain), "{rows:?}");
+    }
+}
+
+/// A flood of lone halves does not take the place of conversations that were joined.
+#[test]
+fn a_scan_does_not_interrupt_conversations() {
+    let second = |second: i64| Nanos::from_parts(second, 0);
+    let syn = Flags { syn: true, ..Flags::default() };
+    let (mut there, mut back) = (Vec::new(), Vec::new());
+    for time in 0..300 {
+        there.push(make::udp(second(time), (1, 9), (2, 7_000), b"there"));
+        back.push(make::udp(second(time), (2, 7_000), (1, 9), b"back"));
+        let ports = 0..20;
+        there.extend(
+            ports.map(|port| make::tcp(second(time), (3, port), (4, time as u16), 1, 0, syn, b"")),
+        );
+    }
+    let (rows, joiner) = join([updates(&there, 0, true), updates(&back, 1, true)], 10);
+    assert!(joiner.stats().evicted > 1_000);
+    let rows: Vec<_> = rows.iter().filter(|row| row.protocol == Protocol::UDP).collect();
+    assert!(rows.iter().all(|row| row.uid == rows[0].uid && row.join_certain));
+    assert_eq!(rows.last().map(|row| (row.orig.pkts, row.resp.pkts)), Some((300, 300)));
+}
+
 /// Which way a plain IPv4 or IPv6 frame goes: `None` for any other.
 fn goes_up(frame: &OwnedFrame) -> Option<bool> {
     let (from, len) = match frame.bytes.get(12..14)? {
@@ -247,17 +346,45 @@ fn goes_up(frame: &OwnedFrame) -> Option<bool> {
     Some(src < dst)
 }
 
+/// Why joined records are not those of one worker, as docs/CONFORMANCE.md lists it: sessions of one
+/// worker, and joined records in their place.
+const UNEQUAL: [(&str, usize, usize); 3] = [
+    ("the place of a gap's letter in the history", 2, 2),
+    ("refused, and tried again at once", 6, 2),
+    ("frames later than 5 s after a side closed", 7, 4),
+];
+
+/// Which of [`UNEQUAL`] a joined record is, with the sessions in whose place it stands.
+fn class(joined: &SessionRecord, one: &[SessionRecord]) -> usize {
+    let mut text = joined.history.as_str().to_owned();
+    text.make_ascii_uppercase();
+    if let [one] = one {
+        let history = one.history;
+        let same = SessionRecord { history, join_certain: true, ..joined.clone() };
+        assert_eq!(&same, one, "only the history differs");
+        assert!(text.contains('G'), "{joined:?}");
+        0
+    } else if text.bytes().all(|letter| b"SR".contains(&letter)) {
+        1
+    } else {
+        2
+    }
+}
+
 /// Real traces, each direction at a worker of its own: nearly every session is the one that a
-/// single worker tells. What halves cannot tell is listed in docs/CONFORMANCE.md.
+/// single worker tells. The others say so.
 #[test]
 fn real_traces_survive_the_split() {
     let Some(folder) = common::traces() else {
         println!("no reference traces: set STILLWIRE_TRACES to the folder with zeek.json");
         return;
     };
-    let (mut equal, mut all) = (0, 0);
-    for entry in std::fs::read_dir(folder.join("zeek")).unwrap() {
-        let path = entry.unwrap().path();
+    let (mut equal, mut all, mut doubted) = (0, 0, 0);
+    let mut unequal = UNEQUAL.map(|(why, ..)| (why, 0, 0));
+    let captures = std::fs::read_dir(folder.join("zeek")).unwrap();
+    let mut captures: Vec<_> = captures.map(|entry| entry.unwrap().path()).collect();
+    captures.sort();
+    for path in captures {
         if !path.extension().is_some_and(|ext| ext == "pcap" || ext == "pcapng") {
             continue;
         }
@@ -280,15 +407,34 @@ fn real_traces_survive_the_split() {
         let frames: u64 =
             rows.iter().filter(|row| row.reason.is_final()).map(|row| row.frames).sum();
         assert_eq!(frames, count, "{}", path.display());
-        let (rows, mut one) = (last_rows(&rows), last_rows(&one));
+        let (mut rows, mut one) = (last_records(&rows), last_records(&one));
         all += one.len();
+        rows.retain(|row| {
+            let sure = SessionRecord { join_certain: true, ..row.clone() };
+            let Some(at) = one.iter().position(|other| *other == sure) else { return true };
+            one.swap_remove(at);
+            equal += 1;
+            doubted += usize::from(!row.join_certain);
+            false
+        });
+        let key = |row: &SessionRecord| row.key(false);
         for row in &rows {
-            if let Some(at) = one.iter().position(|other| other == row) {
-                one.swap_remove(at);
-                equal += 1;
-            }
+            assert!(!row.join_certain, "{}: {row:?} of {one:?}", path.display());
+            let of_key = |other: &&SessionRecord| key(other) == key(row);
+            let theirs: Vec<_> = one.iter().filter(of_key).cloned().collect();
+            let class = &mut unequal[class(row, &theirs)];
+            class.2 += 1;
+            // Counted with the first record of their key.
+            let first = rows.iter().find(|other| key(other) == key(row));
+            class.1 += if first == Some(row) { theirs.len() } else { 0 };
         }
+        let lost = one.iter().filter(|one| rows.iter().all(|row| key(row) != key(one)));
+        assert_eq!(lost.count(), 0, "{}", path.display());
     }
-    println!("{equal} of {all} sessions equal after joining");
-    assert!(equal * 100 >= all * 90, "{equal} of {all}");
+    println!("{equal} of {all} sessions equal after joining, {doubted} of them doubted");
+    for (why, sessions, records) in unequal {
+        println!("{sessions} sessions in {records} records: {why}");
+    }
+    assert_eq!(unequal, UNEQUAL);
+    assert_eq!(equal + unequal.iter().map(|(_, sessions, _)| sessions).sum::<usize>(), all);
 }

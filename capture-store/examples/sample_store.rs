@@ -98,6 +98,7 @@ fn session(number: u16) -> SessionRecord {
         tunnel_parents: None,
         direction_certain: true,
         fragment_overlap: false,
+        join_certain: true,
         update: 0,
         reason: RowReason::Timeout,
         frames: FRAMES_OF_EACH,

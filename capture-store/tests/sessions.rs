@@ -73,6 +73,7 @@ fn record(number: u64, ts: i64) -> SessionRecord {
         tunnel_parents: Some([Uid(1), Uid(2)].into()),
         direction_certain: true,
         fragment_overlap: false,
+        join_certain: true,
         update: 0,
         reason: RowReason::Closed,
         frames: 6,
@@ -391,7 +392,7 @@ prop_compose! {
         letters in "[a-zA-Z^]{0,39}",
         vlans in any::<(Option<u16>, Option<u16>)>(),
         parents in prop::collection::vec(any::<u128>(), 0..4),
-        certain: bool, fragment_overlap: bool, update: u32,
+        certain: bool, fragment_overlap: bool, join_certain: bool, update: u32,
         reason in prop::sample::select(RowReason::ALL.to_vec()),
         frames in 0..1_u64 << 62,
         at in prop::option::of((any::<u16>(), 0..1_u64 << 62, any::<u32>())),
@@ -406,7 +407,7 @@ prop_compose! {
             })),
             conn_state, history, missed_bytes: frames, vlan: vlans.0, inner_vlan: vlans.1,
             tunnel_parents: (!parents.is_empty()).then(|| parents.into_iter().map(Uid).collect()),
-            direction_certain: certain, fragment_overlap, update, reason, frames,
+            direction_certain: certain, fragment_overlap, join_certain, update, reason, frames,
             frame_bytes: frames,
             pcap_first: at.map(|(worker, segment, offset)| PcapPosition { worker, segment, offset }),
             pcap_last: None, flushed_at: Nanos(i64::from(flushed_at)),
@@ -453,12 +454,12 @@ fn the_columns_are_those_of_the_design() {
                  orig_ip_bytes resp_ip_bytes missed_bytes local_orig local_resp vlan inner_vlan \
                  orig_l2_addr resp_l2_addr tunnel_parents community_id direction_certain update \
                  final flushed_at pcap_first pcap_last end_reason frames frame_bytes server_name \
-                 alpn fragment_overlap"
+                 alpn fragment_overlap join_certain"
         .split_whitespace()
     {
         assert!(names.iter().any(|known| known == name), "{name}");
     }
-    assert_eq!(names.len(), 42);
+    assert_eq!(names.len(), 43);
 }
 
 /// A log with one row a batch; where each batch ends in the open tail.
@@ -633,7 +634,7 @@ fn files_of_a_store_from_before_a_column_was_added_are_read_with_its_default() {
     let path = live_file(store.store());
     let expected = collect(store.store(), &Scan::default()).0;
     // An open tail, and its recovery into a file with every column.
-    let old = without(store.store(), &["fragment_overlap"]);
+    let old = without(store.store(), &["fragment_overlap", "join_certain"]);
     let mut writer = StreamWriter::try_new(File::create(&path).unwrap(), &old.schema()).unwrap();
     writer.write(&old).unwrap();
     drop(writer);
@@ -641,7 +642,7 @@ fn files_of_a_store_from_before_a_column_was_added_are_read_with_its_default() {
     assert_eq!((&rows, report.damaged.len(), report.torn.len()), (&expected, 0, 0));
     let only = |name: &str| Scan { columns: Some(vec![name.to_owned()]), ..Scan::default() };
     // A sealed file.
-    let old = without(store.store(), &["fragment_overlap", "sensor"]);
+    let old = without(store.store(), &["fragment_overlap", "join_certain", "sensor"]);
     let hour = store.layout().partition("test", Nanos(START));
     fs::create_dir_all(&hour).unwrap();
     let sealed = hour.join(path.with_extension("parquet").file_name().unwrap());
@@ -654,7 +655,7 @@ fn files_of_a_store_from_before_a_column_was_added_are_read_with_its_default() {
     // Its sensor stands in its metadata only, which this writer left out.
     rows.iter_mut().for_each(|row| row.sensor = "test".into());
     assert_eq!(rows, expected);
-    for name in ["uid", "fragment_overlap"] {
+    for name in ["uid", "fragment_overlap", "join_certain"] {
         let report = scan(store.store(), &only(name), |batch| {
             assert_eq!((batch.num_rows(), batch.num_columns()), (1, 1));
             assert_eq!(batch.schema().field(0).name(), name);

@@ -11,6 +11,8 @@
 //!   session they belonged to are not known. Only addresses, protocol and link are certain.
 //! - **Addresses and IP protocol** of frames that announce IP but could not be decoded.
 //! - **Payload bytes** where Zeek leaves them unset: anything from 0 to the IP bytes.
+//! - **States, totals and durations** of sessions put together from two halves that leave it open
+//!   (`join_certain` is false): more than one session may lie behind the row.
 //! - **inbound, outbound, internal, external** where no local networks were configured.
 //!
 //! Totals and states are those of the row, that is, so far for a session that lives. Sessions
@@ -150,7 +152,7 @@ impl Subject for View<'_> {
             }
             Test::Locality(locality) => self.locality(*locality),
             Test::State(_) | Test::Count(..) | Test::Duration(..)
-                if self.row.is_fragments_only() =>
+                if self.row.is_fragments_only() || !self.row.join_certain =>
             {
                 Truth::Maybe
             }

@@ -40,6 +40,7 @@ fn row() -> Row {
         community_id: None,
         direction_certain: true,
         fragment_overlap: false,
+        join_certain: true,
         update: 0,
         is_final: true,
         end_reason: "closed".into(),

@@ -160,6 +160,7 @@ impl Texts {
             community_id: boxed(row.community_id),
             direction_certain: row.direction_certain,
             fragment_overlap: row.fragment_overlap,
+            join_certain: row.join_certain,
             update: row.update,
             is_final: row.is_final,
             end_reason: self.shared(&row.end_reason),

@@ -238,6 +238,7 @@ pub(crate) fn tcp(resp: &str, port: u16) -> SessionRecord {
         tunnel_parents: None,
         direction_certain: true,
         fragment_overlap: false,
+        join_certain: true,
         update: 0,
         reason: RowReason::Closed,
         frames: 4,

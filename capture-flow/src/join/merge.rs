@@ -5,7 +5,7 @@ use crate::key::Protocol;
 use crate::packet::TcpFlags;
 use crate::record::{ConnState, History, SessionRecord, Side};
 use crate::sink::{LetterTimes, SessionUpdate};
-use crate::tcp::{Notes, Segment, Tcp};
+use crate::tcp::{HalfStream, Missed, Notes, Segment, Tcp};
 use crate::time::{Nanos, NanosDelta};
 
 /// One letter of a history, without its case: who sent the frame, and when.
@@ -16,6 +16,10 @@ struct Letter {
     /// 0: the first half's sender. 1: the second's.
     sender: usize,
 }
+
+/// Silence after which one worker takes a session for over of which one side closed, and by which a
+/// frame after it begins another one: the least of its limits.
+const CLOSED_FOR: NanosDelta = NanosDelta::from_secs(5);
 
 /// Places in a history that a side writes a letter for once only.
 const ONCE: &[u8] = b"ADIQ";
@@ -52,6 +56,12 @@ pub(super) fn merge_in_turn(before: &SessionUpdate, after: &SessionUpdate) -> Se
     record.frame_bytes = record.frame_bytes.saturating_add(old.frame_bytes);
     record.missed_bytes = record.missed_bytes.saturating_add(old.missed_bytes);
     record.fragment_overlap |= old.fragment_overlap;
+    record.join_certain &= old.join_certain;
+    // Numbers that begin anew cannot be held against the other end's acknowledgements.
+    let goes_on = |half: &mut Box<HalfStream>| {
+        before.half.as_ref().is_some_and(|before| half.continues(before))
+    };
+    whole.half = whole.half.take_if(goes_on);
     record.service = old.service.or(record.service);
     record.detail = old.detail.clone().or_else(|| record.detail.take());
     // The roles of the first one hold.
@@ -131,12 +141,21 @@ pub(super) fn merge_directions(a: &SessionUpdate, b: &SessionUpdate) -> SessionR
     let mut record = first.record.clone();
     record.orig = *orig;
     record.resp = *resp;
+    // Both link addresses are those of the first frame.
+    let (sent, heard) = if first_is_orig {
+        (first.record.orig.l2_addr, first.record.resp.l2_addr)
+    } else {
+        (first.record.resp.l2_addr, first.record.orig.l2_addr)
+    };
+    (record.orig.l2_addr, record.resp.l2_addr) =
+        if orig_sender == 0 { (sent, heard) } else { (heard, sent) };
     let other = &second.record;
     record.ts = record.ts.min(other.ts);
     record.frames = record.frames.saturating_add(other.frames);
     record.frame_bytes = record.frame_bytes.saturating_add(other.frame_bytes);
     record.missed_bytes = record.missed_bytes.saturating_add(other.missed_bytes);
     record.fragment_overlap |= other.fragment_overlap;
+    record.join_certain &= other.join_certain;
     record.service = record.service.or(other.service);
     record.detail = record.detail.or_else(|| other.detail.clone());
     record.tunnel_parents = record.tunnel_parents.or_else(|| other.tunnel_parents.clone());
@@ -150,7 +169,17 @@ pub(super) fn merge_directions(a: &SessionUpdate, b: &SessionUpdate) -> SessionR
 
     let mut last_time = first.last_time.max(second.last_time);
     if tcp {
-        let (history, state) = replay(&all, orig_sender, turned);
+        let (mut history, state) = replay(&all, orig_sender, turned);
+        let is_complete = opener.is_some() && answerer.is_some();
+        for (sender, missed) in missed(halves, is_complete).into_iter().enumerate() {
+            record.missed_bytes = record.missed_bytes.saturating_add(missed.bytes);
+            // A hole gets its letter when it is acknowledged, which nobody knows any more.
+            for _ in (0..10).filter(|power| missed.gaps >= 10_u32.pow(*power)) {
+                history.push(if sender == orig_sender { b'G' } else { b'g' });
+            }
+            record.join_certain &= missed.is_known && missed.gaps == 0;
+        }
+        record.join_certain &= is_one_session(&record, halves, &all);
         record.history = history;
         record.conn_state = state;
         if state == ConnState::SF {
@@ -185,6 +214,33 @@ pub(super) fn merge_directions(a: &SessionUpdate, b: &SessionUpdate) -> SessionR
     record
 }
 
+/// What is missing of what each half sent. Where the handshake was not seen, one worker counts
+/// nothing as missed.
+fn missed(halves: [&SessionUpdate; 2], is_complete: bool) -> [Missed; 2] {
+    let nothing = [Missed { is_known: true, ..Missed::default() }; 2];
+    if !is_complete {
+        return nothing;
+    }
+    match halves.map(|half| half.half.as_deref()) {
+        [Some(first), Some(second)] => [first.missed(second), second.missed(first)],
+        _ => nothing.map(|missed| Missed { is_known: false, ..missed }),
+    }
+}
+
+/// Whether one worker would have told one session with these letters in this order. What it would
+/// have taken for the next session on the same ends may be in this one, where neither half alone
+/// shows that the one before was over.
+fn is_one_session(record: &SessionRecord, halves: [&SessionUpdate; 2], all: &[Letter]) -> bool {
+    let places =
+        halves.iter().all(|half| half.record.history.as_str().len() <= LetterTimes::CAPACITY);
+    let only = |letters: &[u8]| all.iter().all(|letter| letters.contains(&letter.letter));
+    // Refused, and tried again at once.
+    let tried_again = only(b"SR") && record.orig.pkts > 1 && record.resp.pkts > 1;
+    let mut ends = all.iter().filter(|letter| b"FRI".contains(&letter.letter));
+    let lingers = ends.next().is_some_and(|end| record.last_ts - end.at >= CLOSED_FOR);
+    places && !tried_again && !lingers
+}
+
 /// History and state of a TCP session, from its letters in order.
 fn replay(all: &[Letter], orig_sender: usize, turned: bool) -> (History, ConnState) {
     let mut history = History::default();
@@ -198,6 +254,9 @@ fn replay(all: &[Letter], orig_sender: usize, turned: bool) -> (History, ConnSta
     }
     for letter in all {
         let is_orig = (letter.sender == orig_sender) != swapped;
+        if letter.letter == b'W' && tcp.leaves_window_out(is_orig) {
+            continue;
+        }
         history.push(if is_orig { letter.letter } else { letter.letter.to_ascii_lowercase() });
         let Some(segment) = typical_segment(letter.letter) else { continue };
         let (seen, scratch_history, times) = &mut scratch;

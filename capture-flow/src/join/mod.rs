@@ -8,7 +8,7 @@ mod merge;
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::key::{Address, FlowHash};
+use crate::key::{Address, FlowHash, Protocol};
 use crate::record::{RowReason, SessionRecord, Uid};
 use crate::sink::SessionUpdate;
 use crate::time::{Nanos, NanosDelta};
@@ -27,9 +27,14 @@ pub struct JoinConfig {
     /// last: a little longer than the idle limit of an unanswered session and than the interim
     /// interval, within which the other half must show itself.
     pub linger: NanosDelta,
-    /// Conversations held at once.
+    /// Conversations held at once, in up to two kilobytes each. Those of which one half alone is
+    /// known are let go first. Of sixteen times as many that went on it is remembered under which
+    /// identity and number.
     pub capacity: usize,
 }
+
+/// How many interrupted conversations are remembered for each that may be held.
+const REMEMBERED: usize = 16;
 
 impl Default for JoinConfig {
     fn default() -> Self {
@@ -37,7 +42,7 @@ impl Default for JoinConfig {
             workers: 1,
             wait: NanosDelta::from_secs(5),
             linger: NanosDelta::from_secs(65),
-            capacity: 1 << 16,
+            capacity: 1 << 18,
         }
     }
 }
@@ -98,6 +103,8 @@ struct Conversation {
     /// The identity under which its rows are written, once there was one.
     uid: Option<Uid>,
     update: u32,
+    /// What was known of it when it was let go early.
+    before: Option<Interrupted>,
     /// When it is looked at again.
     due: Option<Nanos>,
     /// When its last known half ended.
@@ -107,6 +114,23 @@ struct Conversation {
     /// Tells this conversation from an earlier one under the same key.
     serial: u64,
 }
+
+/// A conversation that was let go although a half goes on. What its other half said is forgotten
+/// until that half speaks again.
+#[derive(Clone, Copy, Debug)]
+struct Interrupted {
+    uid: Uid,
+    /// Number of its next row.
+    update: u32,
+    /// By sender: whether that half was known, and whether it was over.
+    known: [bool; 2],
+    over: [bool; 2],
+}
+
+/// Conversations of which one half is known.
+const LONE: usize = 0;
+/// Conversations of which both are.
+const JOINED: usize = 1;
 
 /// Queue of conversations that wait for their row.
 const WAITING: usize = 0;
@@ -122,11 +146,13 @@ pub struct Joiner {
     /// Conversations that are owed a look, by time: those that wait for a row, and those that
     /// linger. Stale entries are skipped.
     looks: [VecDeque<(Nanos, FlowHash, u64)>; 2],
-    /// Conversations in the order in which they came, for eviction; stale entries are skipped.
-    arrivals: VecDeque<(FlowHash, u64)>,
+    /// Conversations in the order in which they came or were joined, for eviction; stale entries
+    /// are skipped.
+    arrivals: [VecDeque<(FlowHash, u64)>; 2],
     /// Beginnings of sessions whose row waits, and until when: only those that are earlier than
     /// all that came after them.
     waiting: VecDeque<(Nanos, Nanos)>,
+    interrupted: HashMap<FlowHash, Interrupted>,
     next_serial: u64,
 }
 
@@ -139,8 +165,9 @@ impl Joiner {
             stats: JoinStats::default(),
             held: HashMap::new(),
             looks: [VecDeque::new(), VecDeque::new()],
-            arrivals: VecDeque::new(),
+            arrivals: [VecDeque::new(), VecDeque::new()],
             waiting: VecDeque::new(),
+            interrupted: HashMap::new(),
             next_serial: 0,
         }
     }
@@ -168,12 +195,16 @@ impl Joiner {
             self.make_room(now, out);
             let serial = self.next_serial;
             self.next_serial += 1;
-            self.arrivals.push_back((flow, serial));
+            self.arrivals[LONE].push_back((flow, serial));
+            // A half that goes on, or that was missing, belongs to the conversation that was let go
+            // early.
+            let before = self.interrupted.remove(&flow);
+            let before = before.filter(|b| update.record.update > 0 || !b.known[sender]);
             let new = Conversation {
                 directions: [None, None],
-                uid: None,
-                // Not 0 only where the conversation was let go early: its rows keep their numbers.
-                update: update.record.update,
+                uid: before.map(|before| before.uid),
+                update: before.map_or(update.record.update, |before| before.update),
+                before,
                 due: None,
                 ended: now,
                 reported: false,
@@ -189,8 +220,11 @@ impl Joiner {
             Some(direction) => direction.take_in(update),
             empty => *empty = Some(Direction { before: None, latest: update }),
         }
-        let both = conversation.directions.iter().flatten().count() == 2;
-        self.stats.joined += u64::from(alone && both);
+        let both = conversation.is_joined();
+        if alone && both {
+            self.stats.joined += 1;
+            self.arrivals[JOINED].push_back((flow, conversation.serial));
+        }
         let over = conversation.directions.iter().flatten().all(Direction::is_final);
         conversation.ended = now;
         conversation.reported = both && !over;
@@ -244,7 +278,7 @@ impl Joiner {
         }
         conversation.due = None;
         let mut reason = conversation.end_reason();
-        let both = conversation.directions.iter().all(Option::is_some);
+        let both = conversation.is_joined();
         let last = conversation.ended + self.config.linger;
         if reason.is_final() && !both && now < last {
             reason = RowReason::Interim;
@@ -270,16 +304,24 @@ impl Joiner {
         self.stats.held -= 1;
         let reason = conversation.end_reason();
         if let Some(record) = conversation.row(reason, now) {
+            let room = self.config.capacity.saturating_mul(REMEMBERED);
+            if !reason.is_final() && self.interrupted.len() < room {
+                self.interrupted.insert(flow, conversation.interrupt(record.uid));
+            }
             self.stats.records += 1;
             out(record);
         }
     }
 
-    /// Keeps the number of conversations within bounds: the oldest goes with what is known.
+    /// Keeps the number of conversations within bounds: the oldest goes with what is known, one of
+    /// which half is known before one that was joined.
     fn make_room(&mut self, now: Nanos, out: &mut impl FnMut(SessionRecord)) {
         while self.held.len() >= self.config.capacity.max(1) {
-            let Some((flow, serial)) = self.arrivals.pop_front() else { return };
-            let known = self.held.get(&flow).is_some_and(|held| held.serial == serial);
+            let Some((queue, (flow, serial))) = self.next_to_go() else { return };
+            let known = self
+                .held
+                .get(&flow)
+                .is_some_and(|held| held.serial == serial && held.is_joined() == (queue == JOINED));
             if known {
                 self.stats.evicted += 1;
                 self.let_go(flow, now, out);
@@ -287,20 +329,30 @@ impl Joiner {
         }
     }
 
+    fn next_to_go(&mut self) -> Option<(usize, (FlowHash, u64))> {
+        [LONE, JOINED]
+            .into_iter()
+            .find_map(|queue| Some((queue, self.arrivals[queue].pop_front()?)))
+    }
+
     /// Drops entries of conversations that are gone, so that the lists stay as long as what is
     /// held.
     fn forget_stale(&mut self) {
-        if self.arrivals.len() > 2 * self.held.len() + 64 {
-            let held = &self.held;
-            self.arrivals.retain(|(flow, serial)| {
-                held.get(flow).is_some_and(|conversation| conversation.serial == *serial)
-            });
+        let held = &self.held;
+        for (queue, arrivals) in self.arrivals.iter_mut().enumerate() {
+            if arrivals.len() > 2 * held.len() + 64 {
+                arrivals.retain(|(flow, serial)| {
+                    held.get(flow).is_some_and(|known| {
+                        known.serial == *serial && known.is_joined() == (queue == JOINED)
+                    })
+                });
+            }
         }
     }
 
     /// Lets go of everything: no further update will come.
     pub fn finish(&mut self, now: Nanos, out: &mut impl FnMut(SessionRecord)) {
-        while let Some((flow, serial)) = self.arrivals.pop_front() {
+        while let Some((_, (flow, serial))) = self.next_to_go() {
             if self.held.get(&flow).is_some_and(|conversation| conversation.serial == serial) {
                 self.let_go(flow, now, out);
             }
@@ -324,6 +376,33 @@ impl Joiner {
 }
 
 impl Conversation {
+    fn is_joined(&self) -> bool {
+        self.directions.iter().all(Option::is_some)
+    }
+
+    /// Whether a half that was known once is forgotten and not over.
+    fn lacks_a_half(&self) -> bool {
+        let lacks = |at: usize| {
+            self.directions[at].is_none()
+                && self.before.is_some_and(|before| before.known[at] && !before.over[at])
+        };
+        lacks(0) || lacks(1)
+    }
+
+    /// What is remembered of it when it is let go.
+    fn interrupt(&self, uid: Uid) -> Interrupted {
+        let (known, over) = self.before.map_or(([false; 2], [false; 2]), |b| (b.known, b.over));
+        let [low, high] = &self.directions;
+        let is_known = [low, high].map(Option::is_some);
+        let is_over = [low, high].map(|half| half.as_ref().is_some_and(Direction::is_final));
+        Interrupted {
+            uid,
+            update: self.update,
+            known: [known[0] | is_known[0], known[1] | is_known[1]],
+            over: [over[0] | is_over[0], over[1] | is_over[1]],
+        }
+    }
+
     /// Whether an update begins the next conversation on the same ends: every half of this one
     /// is over, and the update's half begins with a SYN of its own. While a half is alive its
     /// totals cannot be told apart, and the conversation goes on.
@@ -337,6 +416,9 @@ impl Conversation {
 
     /// Why it is over, or [`RowReason::Interim`] if it is not.
     fn end_reason(&self) -> RowReason {
+        if self.lacks_a_half() {
+            return RowReason::Interim;
+        }
         let mut latest = None;
         for direction in self.directions.iter().flatten() {
             let record = &direction.latest.record;
@@ -354,7 +436,12 @@ impl Conversation {
     fn row(&mut self, reason: RowReason, now: Nanos) -> Option<SessionRecord> {
         let mut record = match &self.directions {
             [Some(low), Some(high)] => merge_directions(&low.whole(), &high.whole()),
-            [Some(one), None] | [None, Some(one)] => one.whole().record,
+            [Some(one), None] | [None, Some(one)] => {
+                let mut record = one.whole().record;
+                // The other half was there once, or must have been.
+                record.join_certain &= self.before.is_none() && !is_answer_alone(&record);
+                record
+            }
             [None, None] => return None,
         };
         record.uid = *self.uid.get_or_insert(record.uid);
@@ -364,6 +451,12 @@ impl Conversation {
         record.flushed_at = now;
         Some(record)
     }
+}
+
+/// Whether TCP was joined in the middle: what the frame answers may be in the record before.
+fn is_answer_alone(record: &SessionRecord) -> bool {
+    let shows_start = record.history.as_str().contains(['S', 's', 'H', 'h']);
+    record.protocol == Protocol::TCP && !shows_start
 }
 
 /// The end that alone was heard in this session: 0 for the key's low end, 1 for the high one;

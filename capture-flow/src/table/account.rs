@@ -173,7 +173,7 @@ impl Core {
             _ => origin.ts + self.timeouts.tcp_attempt,
         };
         if tuple.kind == Kind::Tcp {
-            hot.transport = Transport::Tcp(Tcp::default());
+            hot.transport = Transport::Tcp(Tcp::new(self.halves));
         }
         self.enter(slot);
         slot

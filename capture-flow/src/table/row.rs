@@ -19,8 +19,10 @@ impl Core {
 
         let duration = hot.last_time - cold.start;
         let duration = (duration > NanosDelta::ZERO).then_some(duration);
+        let mut half = None;
         let (bytes, conn_state, missed_bytes) = match &hot.transport {
             Transport::Tcp(tcp) => {
+                half = tcp.half().map(Box::new);
                 (tcp.sizes(), tcp.conn_state(cold.history.as_str()), tcp.missed_bytes)
             }
             Transport::Datagram(datagram) => {
@@ -73,6 +75,7 @@ impl Core {
             tunnel_parents: cold.parents.clone(),
             direction_certain: !hot.direction_guessed,
             fragment_overlap: cold.fragment_overlap,
+            join_certain: true,
             update: cold.update,
             reason,
             frames: hot.frames,
@@ -93,6 +96,7 @@ impl Core {
             last_time: hot.last_time,
             bytes,
             letter_times: cold.letter_times,
+            half,
         });
     }
 }

@@ -79,6 +79,11 @@ fn distance(from: u32, to: u32) -> i32 {
     to.wrapping_sub(from) as i32
 }
 
+/// The later of two numbers of one stream.
+pub(super) fn later(one: u32, other: u32) -> u32 {
+    if distance(one, other) > 0 { other } else { one }
+}
+
 impl Endpoint {
     #[inline]
     fn full(seq: u32, wraps: u32) -> u64 {

@@ -5,10 +5,13 @@
 //! kept, only which sequence numbers were seen.
 
 mod endpoint;
+mod half;
 mod notes;
 mod reassembly;
 
 pub(crate) use endpoint::{EndState, Endpoint};
+pub use half::HalfStream;
+pub(crate) use half::Missed;
 pub(crate) use notes::Notes;
 
 use crate::packet::TcpFlags;
@@ -92,12 +95,22 @@ pub(crate) struct Tcp {
     first_seen: [bool; 2],
     close_deferred: bool,
     handshake_done: bool,
+    /// Whether another worker may see the other direction.
+    halves: bool,
+    /// In half a session: the highest number acknowledged of the end that was not heard.
+    unheard_acked: Option<u32>,
 }
 
 const ORIG: usize = 0;
 const RESP: usize = 1;
 
 impl Tcp {
+    /// A session of which nothing was seen yet. `halves` says whether another worker may see one
+    /// of its directions.
+    pub(crate) fn new(halves: bool) -> Self {
+        Self { halves, ..Self::default() }
+    }
+
     #[inline]
     pub(crate) fn orig(&self) -> &Endpoint {
         &self.ends[ORIG]
@@ -184,7 +197,7 @@ impl Tcp {
         self.ends[me].begin(segment.syn(), segment.seq, past);
         let (rel_seq, underflow) = self.ends[me].relative_seq(segment.seq);
         self.note_flags(me, role, segment, rel_seq, notes);
-        self.note_window(me, you, role, segment, notes);
+        self.note_window(me, role, segment, notes);
 
         if segment.fin() {
             let end = &mut self.ends[me];
@@ -196,6 +209,10 @@ impl Tcp {
         if segment.has_ack() {
             let peer = &mut self.ends[you];
             if peer.state == EndState::Inactive {
+                if self.halves && !segment.rst() {
+                    let known = self.unheard_acked.get_or_insert(segment.ack);
+                    *known = endpoint::later(*known, segment.ack);
+                }
                 rel_ack = 1;
                 peer.begin_from_ack(segment.ack);
             } else {
@@ -307,21 +324,16 @@ impl Tcp {
 
     /// A zero window is worth a letter unless it comes with or after a reset, or after the peer
     /// said that it has nothing more to send.
-    fn note_window(
-        &mut self,
-        me: usize,
-        you: usize,
-        role: bool,
-        segment: &Segment,
-        notes: &mut Notes<'_>,
-    ) {
-        if segment.window == 0
-            && !segment.rst()
-            && self.ends[you].state != EndState::Closed
-            && self.ends[me].state != EndState::Reset
-        {
+    fn note_window(&mut self, me: usize, role: bool, segment: &Segment, notes: &mut Notes<'_>) {
+        if segment.window == 0 && !segment.rst() && !self.leaves_window_out(role) {
             notes.scaled(role, &mut self.ends[me].zero_windows, b'W');
         }
+    }
+
+    /// Whether a zero window of this end says nothing any more.
+    pub(crate) fn leaves_window_out(&self, is_orig: bool) -> bool {
+        let me = usize::from(!is_orig);
+        self.ends[1 - me].state == EndState::Closed || self.ends[me].state == EndState::Reset
     }
 
     /// The state machine (UpdateStateMachine and its parts). True if the end closes.

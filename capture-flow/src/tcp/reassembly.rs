@@ -1,6 +1,7 @@
 //! Which bytes of a stream were seen: gaps, without keeping the bytes (TCP_Reassembler).
 
 use super::endpoint::Relative;
+use super::half::HalfStream;
 use super::{Effect, EndState, Endpoint, Notes, ORIG, Tcp};
 
 /// Data sent before any acknowledgement, beyond which Zeek no longer waits for one
@@ -22,6 +23,8 @@ const MAX_RANGES: usize = 32;
 #[derive(Debug, Default)]
 pub(super) struct OutOfOrder {
     ranges: [Vec<(u64, u64)>; 2],
+    /// Holes of half a session that were given up because there were too many, and their bytes.
+    given_up: (u32, u64),
 }
 
 impl OutOfOrder {
@@ -30,7 +33,7 @@ impl OutOfOrder {
     }
 
     fn is_empty(&self) -> bool {
-        self.ranges.iter().all(Vec::is_empty)
+        self.ranges.iter().all(Vec::is_empty) && self.given_up.0 == 0
     }
 }
 
@@ -49,9 +52,6 @@ fn insert(ranges: &mut Vec<(u64, u64)>, mut start: u64, mut end: u64) {
         end = end.max(last);
     }
     ranges.splice(from..to, [(start, end)]);
-    if ranges.len() > MAX_RANGES {
-        forget_smallest_hole(ranges);
-    }
 }
 
 fn forget_smallest_hole(ranges: &mut Vec<(u64, u64)>) {
@@ -122,10 +122,55 @@ impl Tcp {
             // Too many sessions with holes at once: this stream is followed no further.
             self.ends[who].skip = true;
         } else {
+            let half = self.is_half(who);
             let beyond = self.beyond.get_or_insert_default();
-            insert(&mut beyond.ranges[who], start, upper);
+            let ranges = &mut beyond.ranges[who];
+            insert(ranges, start, upper);
+            if ranges.len() > MAX_RANGES {
+                if half {
+                    let (start, end) = ranges.remove(0);
+                    let delivered = &mut self.ends[who].delivered.0;
+                    let (holes, bytes) = &mut beyond.given_up;
+                    *holes = holes.saturating_add(1);
+                    *bytes = bytes.saturating_add(start.saturating_sub(*delivered));
+                    *delivered = end;
+                } else {
+                    forget_smallest_hole(ranges);
+                }
+            }
         }
-        self.limit(who);
+        if !self.is_half(who) {
+            self.limit(who);
+        }
+    }
+
+    /// Whether the acknowledgements of this stream go to another worker, as far as is known.
+    fn is_half(&self, who: usize) -> bool {
+        self.halves && !self.first_seen[1 - who]
+    }
+
+    /// What the only end that was heard tells of the streams of both.
+    pub(crate) fn half(&self) -> Option<HalfStream> {
+        let who = usize::from(!self.first_seen[ORIG]);
+        if !self.is_half(who) {
+            return None;
+        }
+        let end = &self.ends[who];
+        let mut seen = end.delivered.0;
+        let mut holes = Vec::new();
+        for &(start, end) in self.ranges(who) {
+            holes.push((seen, start));
+            seen = end;
+        }
+        Some(HalfStream {
+            start_seq: end.start_seq,
+            seen,
+            fin_seq: end.fin_seen.then_some(end.fin_seq),
+            is_followed: !end.skip,
+            holes: holes.into_boxed_slice(),
+            given_up: self.beyond.as_ref().map_or((0, 0), |beyond| beyond.given_up),
+            acked: self.unheard_acked,
+        })
     }
 
     /// Gives a stream up whose acknowledgements do not come (end of DataSent).
@@ -201,7 +246,7 @@ impl Tcp {
     /// Whether an end's close must wait for data (DataPending).
     pub(super) fn data_pending(&self, who: usize) -> bool {
         let (end, peer) = (&self.ends[who], &self.ends[1 - who]);
-        if end.skip {
+        if end.skip || self.is_half(who) {
             return false;
         }
         let delivered = u64::from(end.start_seq).wrapping_add(end.delivered.0);

@@ -160,6 +160,7 @@ batch_of_rows! {
     server_name: StringBuilder,
     alpn: StringBuilder,
     fragment_overlap: BooleanBuilder,
+    join_certain: BooleanBuilder,
     flushed_at: Moments,
     pcap_first: Positions,
     pcap_last: Positions,
@@ -216,6 +217,7 @@ impl Columns {
         self.server_name.append_option(row.server_name.as_deref());
         self.alpn.append_option(row.alpn.as_deref());
         self.fragment_overlap.append_value(row.fragment_overlap);
+        self.join_certain.append_value(row.join_certain);
         self.flushed_at.0.append_value(row.flushed_at.0);
         self.pcap_first.push(row.pcap_first);
         self.pcap_last.push(row.pcap_last);
@@ -349,6 +351,7 @@ impl<'a> SessionRow<'a> {
         let (frames, frame_bytes) = (of.long("frames")?, of.long("frame_bytes")?);
         let (server_name, alpn) = (of.text("server_name")?, of.text("alpn")?);
         let fragment_overlap = of.flag("fragment_overlap")?;
+        let join_certain = of.flag("join_certain")?;
         let (first, last) = (of.positions("pcap_first")?, of.positions("pcap_last")?);
         for row in 0..batch.num_rows() {
             let (mut at, end) = match tunnel_parents.is_null(row) {
@@ -403,6 +406,7 @@ impl<'a> SessionRow<'a> {
                 server_name: maybe(server_name, row),
                 alpn: maybe(alpn, row),
                 fragment_overlap: flag(fragment_overlap, row).unwrap_or(false),
+                join_certain: flag(join_certain, row).unwrap_or(false),
                 flushed_at: Nanos(flushed_at.value(row)),
                 pcap_first: first.get(row),
                 pcap_last: last.get(row),

@@ -89,6 +89,8 @@ pub struct SessionRow<'a> {
     pub alpn: Option<Cow<'a, str>>,
     /// Whether fragments of one of its datagrams contradicted each other.
     pub fragment_overlap: bool,
+    /// False where two workers saw a direction each and that leaves open what one would have told.
+    pub join_certain: bool,
     /// When the engine let go of the row.
     pub flushed_at: Nanos,
     /// Where the first frame lies.
@@ -167,6 +169,7 @@ impl<'a> SessionRow<'a> {
             server_name: name(detail.and_then(|detail| detail.server_name.as_deref())),
             alpn: name(detail.and_then(|detail| detail.alpn.as_deref())),
             fragment_overlap: record.fragment_overlap,
+            join_certain: record.join_certain,
             flushed_at: record.flushed_at,
             pcap_first: record.pcap_first,
             pcap_last: record.pcap_last,
@@ -218,6 +221,7 @@ impl<'a> SessionRow<'a> {
             frames: self.frames,
             frame_bytes: self.frame_bytes,
             fragment_overlap: self.fragment_overlap,
+            join_certain: self.join_certain,
             flushed_at: self.flushed_at,
             pcap_first: self.pcap_first,
             pcap_last: self.pcap_last,

@@ -16,9 +16,9 @@ use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, new_null_array};
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 
-/// Columns that the first stores of this format do not have. There they read as null or, where
-/// they cannot be, as false.
-const ADDED_LATER: [&str; 1] = ["fragment_overlap"];
+/// Columns that files of early stores lack: they are read there as empty, or where they cannot be, as
+/// this.
+const ADDED_LATER: [(&str, bool); 2] = [("fragment_overlap", false), ("join_certain", true)];
 
 /// The time zone of every time column.
 pub(super) const UTC: &str = "UTC";
@@ -38,7 +38,11 @@ pub fn column_names() -> impl Iterator<Item = String> {
 
 /// Whether files of early stores may lack a column.
 pub(super) fn is_added_later(name: &str) -> bool {
-    ADDED_LATER.contains(&name)
+    added_later(name).is_some()
+}
+
+fn added_later(name: &str) -> Option<bool> {
+    ADDED_LATER.iter().find(|(added, _)| *added == name).map(|(_, value)| *value)
 }
 
 /// The batch of an older or newer program with the columns of this one, in their order.
@@ -64,14 +68,12 @@ pub(super) fn column_or_default(
     field: &Field,
 ) -> Result<ArrayRef, ArrowError> {
     let (name, of) = (field.name(), field.data_type());
-    match batch.column_by_name(name) {
-        Some(column) if column.data_type().equals_datatype(of) => Ok(Arc::clone(column)),
-        Some(_) => Err(ArrowError::SchemaError(format!("column {name} has another type"))),
-        None if !is_added_later(name) => {
-            Err(ArrowError::SchemaError(format!("there is no column {name}")))
-        }
-        None if field.is_nullable() => Ok(new_null_array(of, batch.num_rows())),
-        None => Ok(Arc::new(BooleanArray::from(vec![false; batch.num_rows()]))),
+    match (batch.column_by_name(name), added_later(name)) {
+        (Some(column), _) if column.data_type().equals_datatype(of) => Ok(Arc::clone(column)),
+        (Some(_), _) => Err(ArrowError::SchemaError(format!("column {name} has another type"))),
+        (None, None) => Err(ArrowError::SchemaError(format!("there is no column {name}"))),
+        (None, Some(_)) if field.is_nullable() => Ok(new_null_array(of, batch.num_rows())),
+        (None, Some(value)) => Ok(Arc::new(BooleanArray::from(vec![value; batch.num_rows()]))),
     }
 }
 
@@ -134,6 +136,7 @@ fn fields() -> Vec<Field> {
         may("server_name", text()),
         may("alpn", text()),
         must("fragment_overlap", DataType::Boolean),
+        must("join_certain", DataType::Boolean),
         must("flushed_at", time()),
         may("pcap_first", DataType::Struct(position_fields())),
         may("pcap_last", DataType::Struct(position_fields())),
