@@ -1,6 +1,6 @@
 //! A sensor whose sight is taken away on purpose, and what its ledger says about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use capture_flow::time::{Nanos, NanosDelta};
@@ -41,13 +41,14 @@ pub struct Watched {
     /// The sensor; `None` once it was ended.
     pub program: Option<Program>,
     store: PathBuf,
-    _dir: TempDir,
+    /// Removed with this value; `None` where the store is somewhere else.
+    _dir: Option<TempDir>,
     /// Frames that the sensor must have recorded.
     seen: u64,
 }
 
 impl Watched {
-    /// Starts a sensor on a wire, in a store on a small disk of its own if `dir` is one.
+    /// Starts a sensor on a wire, with a store of its own.
     ///
     /// # Errors
     /// Where it does not come up.
@@ -56,8 +57,17 @@ impl Watched {
         let store = dir.path().join("store");
         let mut all = vec!["--packet-budget", "1GiB", "--segment-size", "16MiB"];
         all.extend(args);
-        let program = Some(sensor::capture(&wire, &store, &all)?);
-        Ok(Self { wire, program, store, _dir: dir, seen: 0 })
+        let watched = Self::start_in(wire, &[Wire::SENSOR], &store, &all)?;
+        Ok(Self { _dir: Some(dir), ..watched })
+    }
+
+    /// Starts a sensor on interfaces of the wire's sensor namespace, with a store that is somewhere.
+    ///
+    /// # Errors
+    /// Where it does not come up.
+    pub fn start_in(wire: Wire, interfaces: &[&str], store: &Path, args: &[&str]) -> Result<Self> {
+        let program = Some(sensor::capture_on(&wire.sensor, interfaces, store, args)?);
+        Ok(Self { wire, program, store: store.to_owned(), _dir: None, seen: 0 })
     }
 
     /// Sends frames that the sensor must record.
@@ -96,29 +106,31 @@ impl Watched {
         Ok(blind.filter(|blind| blind.cause == cause).collect())
     }
 
-    /// Waits until a cause stands in the ledger.
+    /// Waits until a cause stands in the ledger that was there after something was done.
     ///
     /// # Errors
     /// If it does not come.
-    pub fn await_blind(&self, cause: BlindCause) -> Result<()> {
+    pub fn await_blind(&self, cause: BlindCause, since: Moment) -> Result<()> {
         await_until(&format!("{} in the ledger", cause.as_str()), || {
-            Ok((!self.blind(cause)?.is_empty()).then_some(()))
+            let there = self.blind(cause)?.iter().any(|blind| blind.to >= since.after);
+            Ok(there.then_some(()))
         })
     }
 
-    /// Waits until a cause has come, and is not in the newest line any more.
+    /// Waits until the ledger says that nothing is blind any more, after something was done that
+    /// blinded it or mended that.
     ///
     /// # Errors
     /// If that does not happen.
-    pub fn await_sight(&self, cause: BlindCause) -> Result<()> {
+    pub fn await_sight(&self, cause: BlindCause, since: Moment) -> Result<()> {
         await_until(&format!("the end of {} in the ledger", cause.as_str()), || {
             let lines = self.lines()?;
-            let has = |line: &LedgerLine| line.blind.iter().any(|blind| blind.cause == cause);
-            let over = lines.iter().any(has)
-                && lines.last().is_some_and(|line| {
-                    line.blind.iter().all(|blind| blind.cause != cause || blind.to < line.to)
-                });
-            Ok(over.then_some(()))
+            let told = lines.iter().flat_map(|line| &line.blind);
+            let was = told.filter(|blind| blind.cause == cause && blind.to >= since.before).count();
+            let sees = |line: &LedgerLine| {
+                line.to > since.after && line.blind.iter().all(|blind| blind.to < line.to)
+            };
+            Ok((was > 0 && lines.last().is_some_and(sees)).then_some(()))
         })
     }
 
@@ -128,7 +140,21 @@ impl Watched {
     /// # Errors
     /// Says what does not fit.
     pub fn encloses(&self, cause: BlindCause, begun: Moment, ended: Moment) -> Result<Vec<Blind>> {
-        let blind = self.blind(cause)?;
+        self.encloses_times(self.blind(cause)?, begun, ended)
+    }
+
+    /// As [`Watched::encloses`], for some of the times.
+    ///
+    /// # Errors
+    /// Says what does not fit.
+    pub fn encloses_times(
+        &self,
+        mut blind: Vec<Blind>,
+        begun: Moment,
+        ended: Moment,
+    ) -> Result<Vec<Blind>> {
+        blind.retain(|blind| blind.to >= begun.before && blind.from <= ended.after);
+        blind.sort_by_key(|blind| blind.from);
         let told = format!("{begun:?} to {ended:?}: {blind:?}");
         let from = blind.iter().map(|blind| blind.from).min().context("not in the ledger")?;
         let to = blind.iter().map(|blind| blind.to).max().context("not in the ledger")?;

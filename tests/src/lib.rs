@@ -21,6 +21,7 @@
 
 pub mod account;
 pub mod blind;
+pub mod disk;
 pub mod netns;
 pub mod outside;
 pub mod process;

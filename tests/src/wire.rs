@@ -87,6 +87,25 @@ impl Wire {
         Ok(())
     }
 
+    /// Changes how many queues of each kind both ends use. What [`WireSpec::spread_by_flow`] set
+    /// for queues that come back is set again.
+    ///
+    /// # Errors
+    /// More than the wire was made with.
+    pub fn use_queues(&self, queues: u32) -> Result<()> {
+        let set = |namespace: &Namespace, interface| {
+            let count = queues.to_string();
+            namespace.run("ethtool", &["-L", interface, "rx", &count, "tx", &count]).map(drop)
+        };
+        // The sender may never have more transmit queues than the sensor has receive queues.
+        if queues < self.spec.queues {
+            set(&self.sender, Self::SENDER)?;
+        }
+        set(&self.sensor, Self::SENSOR)?;
+        set(&self.sender, Self::SENDER)?;
+        if self.spec.by_flow { spread(&self.sender, queues) } else { Ok(()) }
+    }
+
     /// Removes both ends of the wire, as if the card had been pulled out.
     ///
     /// # Errors

@@ -52,6 +52,9 @@ pub(super) struct Captured {
     looked_at: Nanos,
     /// Whether it was seen without a link since.
     was_down: bool,
+    /// Whether receive queues were added since the program was attached: some drivers (veth) let
+    /// it see the frames of those only once it is attached anew.
+    has_new_queues: bool,
     /// What ailed it then.
     ails: BTreeSet<Subject>,
     /// When mending may be tried again, and why it did not work.
@@ -113,6 +116,7 @@ impl Captured {
             failed: BTreeMap::new(),
             looked_at: clock(),
             was_down: false,
+            has_new_queues: false,
             ails: BTreeSet::new(),
             failure: None,
         })
@@ -181,6 +185,7 @@ impl Captured {
             warn!("{}: generic XDP is used, since {reason}", self.name);
         }
         self.hook = attached.mode;
+        self.has_new_queues = false;
         self.link = Some(link.clone());
         tools.kernel.came(self.number, link);
         self.serve(link, wait, tools)
@@ -251,6 +256,8 @@ impl Captured {
         let mut flapped = std::mem::take(&mut self.was_down);
         if let (Some(known), Some(found)) = (known, &found) {
             flapped |= known.carrier_changes != found.carrier_changes;
+            // Where nothing is mended, the queue without a socket says it all.
+            self.has_new_queues |= heal && known.rx_queues < found.rx_queues;
             tools.kernel.uses(self.number, found.rx_queues);
             self.link = Some(found.clone());
         } else if self.link.take().is_some() {
@@ -326,7 +333,12 @@ impl Captured {
             ails.insert(Subject::interface(BlindCause::LinkDown, &self.name), why.to_owned());
         }
         match &link.xdp {
-            _ if self.program.is_attached(link) => {}
+            _ if self.program.is_attached(link) && !self.has_new_queues => {}
+            Some(_) if self.program.is_attached(link) => {
+                let detail = "receive queues were added, of which it does not see every frame";
+                let removed = Subject::interface(BlindCause::XdpRemoved, &self.name);
+                ails.insert(removed, detail.to_owned());
+            }
             None => {
                 ails.insert(Subject::interface(BlindCause::XdpRemoved, &self.name), failure());
             }
@@ -380,12 +392,15 @@ impl Captured {
             return self.take(link, false, tools);
         }
         // Somebody else's program is left alone until its owner takes it off.
-        if link.xdp.is_none() {
+        let ours = self.program.is_attached(link);
+        if link.xdp.is_none() || (ours && self.has_new_queues) {
+            self.program.detach();
             let hook = match self.hook {
                 AttachMode::Native => Mode::Native,
                 AttachMode::Generic => Mode::Generic,
             };
             self.program.attach(link, hook)?;
+            self.has_new_queues = false;
         }
         self.serve(link, false, tools)
     }
