@@ -6,9 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use capture_user::link::Link;
-use stillwire_tests::Wire;
 use stillwire_tests::process::await_until;
 use stillwire_tests::traffic::{self, Sent};
+use stillwire_tests::{Namespace, Wire};
 
 use super::plan::Plan;
 
@@ -51,6 +51,11 @@ impl Line {
         // Colours would split the words that we wait for.
         command.env("NO_COLOR", "1");
         command
+    }
+
+    /// Where the subjects run.
+    pub(crate) fn subject_namespace(&self) -> &Namespace {
+        &self.wire.sensor
     }
 
     /// Runs something where frames are sent.

@@ -15,7 +15,7 @@ use super::plan::Plan;
 use super::progress::Progress;
 use super::rate::Rate;
 use super::stop;
-use super::subject::{Part, Place, Ready, Subject};
+use super::subject::{Collector, Part, Place, Ready, Subject};
 use super::usage::{self, Cores, Memory};
 
 /// A subject rests when it uses less than this part of a core.
@@ -208,7 +208,7 @@ fn measure(plan: &Plan, task: Task<'_>, progress: &Progress) -> Result<Trial> {
     let subject_seconds = running.processor_time().saturating_sub(time_then).as_secs_f64();
     memory = running.memory(memory);
     progress.counting();
-    let ended = running.end()?;
+    let (ended, collectors) = running.end(task.subject, &place(plan, &line, dir.path()))?;
     let in_all = usage::ended_time().saturating_sub(before_start).as_secs_f64();
 
     let used = cores_now.since(&cores_then, &ours);
@@ -226,9 +226,9 @@ fn measure(plan: &Plan, task: Task<'_>, progress: &Progress) -> Result<Trial> {
         notes.push(Note::Stolen { cores: stolen });
     }
     let mut parts = Vec::new();
-    for (part, ended) in task.subject.parts.iter().zip(&ended) {
+    for ((part, ended), collector) in task.subject.parts.iter().zip(&ended).zip(collectors) {
         let place = place(plan, &line, dir.path());
-        let found = part.found(&place, ended)?;
+        let found = part.found(&place, ended, collector)?;
         let claims_lost = part.claims(&place, ended);
         let missing = (sent.frames - sent.refused_by_link) as i64 - found.frames as i64;
         if let Some(claims) = claims_lost.filter(|claims| *claims as i64 != missing) {
@@ -283,19 +283,21 @@ fn measure(plan: &Plan, task: Task<'_>, progress: &Progress) -> Result<Trial> {
 }
 
 fn place<'a>(plan: &'a Plan, line: &Line, dir: &'a Path) -> Place<'a> {
-    Place { iface: line.receiver(), dir, stillwired: &plan.stillwired }
+    let sessions = plan.traffic.about.sessions;
+    Place { iface: line.receiver(), dir, stillwired: &plan.stillwired, sessions }
 }
 
 /// A subject at work; killed when dropped.
 struct Running {
     programs: Vec<Program>,
     ids: Vec<u32>,
+    collectors: Vec<Option<Collector>>,
 }
 
 impl Running {
     /// Starts a subject's programs and waits until all of them receive.
     fn start(plan: &Plan, subject: &Subject, line: &Line, dir: &Path) -> Result<Self> {
-        let mut running = Self { programs: Vec::new(), ids: Vec::new() };
+        let mut running = Self { programs: Vec::new(), ids: Vec::new(), collectors: Vec::new() };
         for part in &subject.parts {
             running.start_part(plan, part, line, dir)?;
         }
@@ -303,6 +305,7 @@ impl Running {
     }
 
     fn start_part(&mut self, plan: &Plan, part: &Part, line: &Line, dir: &Path) -> Result<()> {
+        self.collectors.push(part.collector(line)?);
         let before = line.listeners()?;
         let words = part.command(&place(plan, line, dir))?;
         let mut program = Program::start(&mut line.subject_command(&plan.subject_cores, &words))?;
@@ -360,14 +363,25 @@ impl Running {
     }
 
     /// Asks every program to end, and waits for that.
-    fn end(self) -> Result<Vec<Ended>> {
-        self.programs
+    fn end(
+        self,
+        subject: &Subject,
+        place: &Place<'_>,
+    ) -> Result<(Vec<Ended>, Vec<Option<Collector>>)> {
+        let ended = self
+            .programs
             .into_iter()
-            .map(|program| {
-                let ended = program.interrupt()?;
-                // Some end by the signal itself, or tell of it by their exit code.
+            .zip(&subject.parts)
+            .map(|(program, part)| {
+                let ended = match part.end_command(place) {
+                    Some(mut command) => {
+                        stillwire_tests::netns::run(&mut command)?;
+                        program.wait()?
+                    }
+                    None => program.interrupt()?,
+                };
                 ensure!(
-                    ended.code.is_none_or(|code| code == 0 || code == 130),
+                    part.ended_well(&ended),
                     "it ended with {:?}\n{}{}",
                     ended.code,
                     ended.stdout,
@@ -375,6 +389,7 @@ impl Running {
                 );
                 Ok(ended)
             })
-            .collect()
+            .collect::<Result<_>>()?;
+        Ok((ended, self.collectors))
     }
 }

@@ -35,7 +35,8 @@ impl Part {
                 let told = format!("{}{}", ended.stdout, ended.stderr);
                 number_before(&told, "  packets failed filter (out of space)")
             }
-            Kind::Template(_) => None,
+            // Its management records have a counter, which libpcap's statistics fill.
+            Kind::Argus | Kind::Softflowd | Kind::Template(_) => None,
         }
     }
 }
@@ -61,7 +62,8 @@ mod tests {
 
     fn claimed(kind: Kind, stderr: &str) -> Option<u64> {
         let ended = Ended { code: Some(0), stdout: String::new(), stderr: stderr.to_owned() };
-        let place = Place { iface: "", dir: Path::new("/nowhere"), stillwired: Path::new("") };
+        let place =
+            Place { iface: "", dir: Path::new("/nowhere"), stillwired: Path::new(""), sessions: 1 };
         Part { kind, options: Vec::new() }.claims(&place, &ended)
     }
 

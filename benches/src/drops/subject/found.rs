@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use stillwire_tests::netns::run;
 use stillwire_tests::outside;
 use stillwire_tests::process::Ended;
 
-use super::{Kind, Part, Place};
+use super::{Collector, Kind, Part, Place};
 
 /// Frames that a reader found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +39,12 @@ impl Part {
     ///
     /// # Errors
     /// Where there is nothing to count, or the reader finds it damaged.
-    pub(crate) fn found(&self, place: &Place<'_>, ended: &Ended) -> Result<Found> {
+    pub(crate) fn found(
+        &self,
+        place: &Place<'_>,
+        ended: &Ended,
+        collector: Option<Collector>,
+    ) -> Result<Found> {
         match &self.kind {
             Kind::Stillwire => {
                 let frames = outside::recorded_frames(&place.dir.join("store"))?;
@@ -48,6 +55,11 @@ impl Part {
                 let count: BareCount =
                     serde_json::from_str(&ended.stdout).context("the bare receiver's count")?;
                 Ok(Found { frames: count.frames, reader: "its own count" })
+            }
+            Kind::Argus => Ok(Found { frames: racount(&place.records())?, reader: "racount" }),
+            Kind::Softflowd => {
+                let collector = collector.context("softflowd ran without a collector")?;
+                Ok(Found { frames: collector.packets(place.dir)?, reader: "nfdump" })
             }
             Kind::Tcpdump | Kind::Dumpcap | Kind::NetsniffNg | Kind::Template(_) => {
                 let files = captures(place.dir)?;
@@ -62,6 +74,19 @@ impl Part {
             }
         }
     }
+}
+
+/// Packets of all of Argus' records but those about itself.
+fn racount(file: &Path) -> Result<u64> {
+    let mut command = Command::new("racount");
+    // -F: whatever the user's own configuration says.
+    command.args(["-F", "/dev/null", "-r"]).arg(file).args(["-", "not", "man"]);
+    let text = run(&mut command)?;
+    // racount   records     total_pkts     src_pkts …
+    //     sum   100         5000           2500     …
+    let sum = text.lines().find_map(|line| line.trim().strip_prefix("sum"));
+    let packets = sum.and_then(|sum| sum.split_whitespace().nth(1)?.parse().ok());
+    packets.with_context(|| format!("racount's sum of packets in {text:?}"))
 }
 
 /// Files that begin as capture files do, whatever they are called.

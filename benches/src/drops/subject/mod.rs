@@ -3,14 +3,19 @@
 
 mod claims;
 mod found;
+mod netflow;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use stillwire_tests::process::Ended;
+
+use super::line::Line;
 
 pub(crate) use found::BareCount;
+pub(crate) use netflow::Collector;
 
 /// What one measurement compares: a program, or several that run side by side.
 #[derive(Clone, Debug)]
@@ -36,6 +41,8 @@ enum Kind {
     Tcpdump,
     Dumpcap,
     NetsniffNg,
+    Argus,
+    Softflowd,
     Template(String),
 }
 
@@ -48,12 +55,24 @@ pub(crate) struct Place<'a> {
     pub(crate) dir: &'a Path,
     /// The sensor's program.
     pub(crate) stillwired: &'a Path,
+    /// Sessions that a program has to keep at once.
+    pub(crate) sessions: u32,
 }
 
 impl Place<'_> {
     /// The capture file, where a program writes one.
     fn file(&self) -> PathBuf {
         self.dir.join("capture.pcap")
+    }
+
+    /// softflowd's control socket.
+    fn control(&self) -> PathBuf {
+        self.dir.join("softflowd.ctl")
+    }
+
+    /// Argus' records.
+    fn records(&self) -> PathBuf {
+        self.dir.join("records.argus")
     }
 }
 
@@ -66,12 +85,14 @@ pub(crate) enum Ready {
     Listens,
 }
 
-const NAMES: [(&str, Kind); 5] = [
+const NAMES: [(&str, Kind); 7] = [
     ("stillwire", Kind::Stillwire),
     ("bare", Kind::Bare),
     ("tcpdump", Kind::Tcpdump),
     ("dumpcap", Kind::Dumpcap),
     ("netsniff-ng", Kind::NetsniffNg),
+    ("argus", Kind::Argus),
+    ("softflowd", Kind::Softflowd),
 ];
 
 /// Marks a template.
@@ -159,6 +180,14 @@ impl Part {
             Kind::Tcpdump => vec![("tcpdump".to_owned(), "tcpdump"), capinfos],
             Kind::Dumpcap => vec![("dumpcap".to_owned(), "wireshark-common"), capinfos],
             Kind::NetsniffNg => vec![("netsniff-ng".to_owned(), "netsniff-ng"), capinfos],
+            Kind::Argus => {
+                vec![("argus".to_owned(), "argus-server"), ("racount".to_owned(), "argus-client")]
+            }
+            Kind::Softflowd => vec![
+                ("softflowd".to_owned(), "softflowd"),
+                ("nfcapd".to_owned(), "nfdump"),
+                ("nfdump".to_owned(), "nfdump"),
+            ],
             Kind::Template(_) => vec![capinfos],
         }
     }
@@ -213,6 +242,26 @@ impl Part {
                 line.push(file.into());
                 line
             }
+            // -X: whatever the machine's own configuration says.
+            Kind::Argus => {
+                let mut line = words(&["argus", "-X", "-i", place.iface, "-w"]);
+                line.push(place.records().into());
+                line
+            }
+            // Room for twice the sessions: when its table is full it ends them early, in silence.
+            // It asks libpcap for whole blocks only, so that the last frames of a load (up to some
+            // thousand) stay in its buffer for good; no option changes that.
+            Kind::Softflowd => {
+                let flows = place.sessions.saturating_mul(2).max(8192).to_string();
+                let collector = format!("127.0.0.1:{}", netflow::PORT);
+                let mut line =
+                    words(&["softflowd", "-d", "-v", "9", "-B", "67108864", "-m", &flows]);
+                line.extend(words(&["-n", &collector, "-i", place.iface, "-p"]));
+                line.push(place.dir.join("softflowd.pid").into());
+                line.push("-c".into());
+                line.push(place.control().into());
+                line
+            }
             Kind::Template(template) => {
                 let quoted = |path: &Path| quoted(&path.to_string_lossy());
                 let command = template
@@ -236,6 +285,31 @@ impl Part {
         }
     }
 
+    /// What asks it to end, if that is not a signal: softflowd forgets its flows at one.
+    pub(crate) fn end_command(&self, place: &Place<'_>) -> Option<Command> {
+        (self.kind == Kind::Softflowd).then(|| {
+            let mut command = Command::new("softflowctl");
+            command.arg("-c").arg(place.control()).arg("shutdown");
+            command
+        })
+    }
+
+    /// Whether it ended as it should when asked to.
+    pub(crate) fn ended_well(&self, ended: &Ended) -> bool {
+        match ended.code {
+            // By the signal itself, or so that its parent can tell.
+            None | Some(0 | 130) => true,
+            // "Shutting down on user request".
+            Some(1) => self.kind == Kind::Softflowd,
+            Some(_) => false,
+        }
+    }
+
+    /// What collects its flow records; started before the program.
+    pub(crate) fn collector(&self, line: &Line) -> Result<Option<Collector>> {
+        (self.kind == Kind::Softflowd).then(|| Collector::start(line)).transpose()
+    }
+
     /// The program's version, as it tells.
     pub(crate) fn version(&self, stillwired: &Path) -> Option<String> {
         let (program, argument) = match &self.kind {
@@ -244,12 +318,17 @@ impl Part {
             Kind::Tcpdump => ("tcpdump".into(), "--version"),
             Kind::Dumpcap => ("dumpcap".into(), "--version"),
             Kind::NetsniffNg => ("netsniff-ng".into(), "--version"),
+            Kind::Argus => ("argus".into(), "-h"),
+            Kind::Softflowd => ("softflowd".into(), "-h"),
             Kind::Template(_) => return None,
         };
         let output = Command::new(program).arg(argument).output().ok()?;
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
-        text.lines().find(|line| !line.trim().is_empty()).map(|line| line.trim().to_owned())
+        // Some tell it in their help only.
+        let version = text.lines().find(|line| line.to_lowercase().contains("version"));
+        let first = text.lines().find(|line| !line.trim().is_empty());
+        version.or(first).map(|line| line.trim().to_owned())
     }
 }
 
@@ -304,6 +383,7 @@ mod tests {
             iface: "tap0",
             dir: Path::new("/tmp/it's here"),
             stillwired: Path::new("stillwired"),
+            sessions: 1,
         };
         let line = subject.parts[0].command(&place).unwrap();
         let expected =
