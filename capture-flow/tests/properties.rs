@@ -130,11 +130,15 @@ proptest! {
         one in prop::collection::vec(step(), 1..40),
         other in prop::collection::vec(step(), 1..40),
         tcp in any::<(bool, bool)>(),
+        other_first in any::<bool>(),
+        batch in 1_usize..70,
     ) {
         let (one, other) = (conversation(A, tcp.0, &one), conversation(B, tcp.1, &other));
-        let mut both: Vec<_> = one.iter().chain(&other).cloned().collect();
+        // Frames of one moment come in either order.
+        let (first, second) = if other_first { (&other, &one) } else { (&one, &other) };
+        let mut both: Vec<_> = first.iter().chain(second).cloned().collect();
         both.sort_by_key(|frame| frame.ts);
-        let together = final_rows(run(&both, &[both.len()], FlowConfig::default()).0);
+        let together = final_rows(run(&both, &[batch], FlowConfig::default()).0);
         let mut alone = final_rows(run(&one, &[one.len()], FlowConfig::default()).0);
         alone.extend(final_rows(run(&other, &[other.len()], FlowConfig::default()).0));
         alone.sort();

@@ -114,7 +114,11 @@ pub fn stillwire_ended(store: &Path, args: &[&str]) -> Result<Ended> {
     ended(Command::new(binary("stillwire")?).arg("--store").arg(store).args(args))
 }
 
-fn ended(command: &mut Command) -> Result<Ended> {
+/// Runs a command to its end, whatever that is.
+///
+/// # Errors
+/// Where it cannot be started.
+pub fn ended(command: &mut Command) -> Result<Ended> {
     let output = output(command.env("NO_COLOR", "1"))?;
     Ok(Ended {
         code: output.status.code(),

@@ -2,6 +2,7 @@
 //! for, by the store and by capinfos.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use stillwire_tests::{Account, outside, sensor};
@@ -26,23 +27,20 @@ fn traces(directory: &str) -> Option<Vec<PathBuf>> {
     Some(files)
 }
 
+/// What a replay may take, whatever is in the file: private memory (`prlimit --data`; of that 64 MiB
+/// are the sessions' and the fragments') and seconds of the processor. It dies of more.
+const LIMITS: [&str; 2] = ["--data=268435456", "--cpu=60"];
+
 /// Replays one file into a store of its own; gives the exit code and what the ledger says.
 fn replay(file: &Path) -> Result<(i32, Account)> {
     let dir = sensor::store_dir()?;
     let store = dir.path().join("store");
-    let ended = sensor::stillwired(&[
-        "replay",
-        "--quiet",
-        "--packet-budget",
-        "64MiB",
-        "--session-budget",
-        "64MiB",
-        "--segment-size",
-        "8MiB",
-        "--store",
-        &store.to_string_lossy(),
-        &file.to_string_lossy(),
-    ])?;
+    let mut command = Command::new("prlimit");
+    command.args(LIMITS).arg(sensor::binary("stillwired")?);
+    command.args(["replay", "--quiet", "--table-memory", "48MiB", "--fragment-memory", "16MiB"]);
+    command.args(["--packet-budget", "64MiB", "--session-budget", "64MiB"]);
+    command.args(["--segment-size", "8MiB", "--store"]).arg(&store).arg(file);
+    let ended = sensor::ended(&mut command)?;
     let code = ended.code.with_context(|| format!("ended by a signal: {}", ended.stderr))?;
     ensure!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
     if !store.join("sensor.json").exists() {
