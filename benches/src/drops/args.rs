@@ -77,6 +77,11 @@ pub(crate) struct DropsArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100), help_heading = "Search")]
     pub(crate) attempts: u32,
 
+    /// Follow the capture files while they grow, and measure the time from a frame's arrival to
+    /// its record; takes a part of a generator's core, so it belongs to moderate rates
+    #[arg(long)]
+    pub(crate) latency: bool,
+
     /// What is sent
     #[command(flatten)]
     pub(crate) traffic: TrafficArgs,

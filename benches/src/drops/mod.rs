@@ -5,6 +5,7 @@ mod args;
 mod bare;
 mod generator;
 mod ladder;
+mod latency;
 mod line;
 mod object;
 mod plan;

@@ -51,6 +51,8 @@ pub(crate) struct Plan {
     pub(crate) stillwired: PathBuf,
     /// How long to wait for a subject to come to rest.
     pub(crate) settle: Duration,
+    /// Measure the time from arrival to record.
+    pub(crate) latency: bool,
     /// Keep what the subjects write.
     pub(crate) keep: bool,
     /// No table and no progress.
@@ -98,6 +100,7 @@ impl Plan {
             dir,
             stillwired,
             settle: args.settle,
+            latency: args.latency,
             keep: args.keep,
             quiet: args.quiet,
         };

@@ -10,6 +10,7 @@ use stillwire_tests::Program;
 use stillwire_tests::process::{Ended, await_until};
 
 use super::generator::{self, Extent, Load, Sent};
+use super::latency::{Latency, Watcher};
 use super::line::Line;
 use super::plan::Plan;
 use super::progress::Progress;
@@ -76,6 +77,8 @@ pub(crate) struct Trial {
     pub(crate) peak_memory_bytes: u64,
     /// The part of it that is no file's, at the end of the load.
     pub(crate) anonymous_memory_bytes: u64,
+    /// From arrival to record, if that was asked for and the subject writes what can be followed.
+    pub(crate) latency: Option<Latency>,
     /// What to know before believing the figures.
     pub(crate) notes: Vec<Note>,
 }
@@ -190,6 +193,8 @@ fn measure(plan: &Plan, task: Task<'_>, progress: &Progress) -> Result<Trial> {
     // What a program does at its start is none of the load's cost.
     running.rest(Duration::ZERO, plan.settle)?;
 
+    let watched = plan.generator_cores.first().filter(|_| plan.latency);
+    let watcher = watched.map(|core| Watcher::start(dir.path(), *core)).transpose()?;
     let cores: Vec<usize> = Cores::now()?.numbers();
     let ours = [plan.generator_cores.clone(), plan.subject_cores.clone()].concat();
     let then = Instant::now();
@@ -207,6 +212,7 @@ fn measure(plan: &Plan, task: Task<'_>, progress: &Progress) -> Result<Trial> {
     let cores_now = Cores::now()?;
     let subject_seconds = running.processor_time().saturating_sub(time_then).as_secs_f64();
     memory = running.memory(memory);
+    let latency = watcher.map(Watcher::end).transpose()?.flatten();
     progress.counting();
     let (ended, collectors) = running.end(task.subject, &place(plan, &line, dir.path()))?;
     let in_all = usage::ended_time().saturating_sub(before_start).as_secs_f64();
@@ -278,6 +284,7 @@ fn measure(plan: &Plan, task: Task<'_>, progress: &Progress) -> Result<Trial> {
         busy_seconds,
         peak_memory_bytes: memory.peak_bytes,
         anonymous_memory_bytes: memory.anonymous_bytes,
+        latency,
         notes,
     })
 }

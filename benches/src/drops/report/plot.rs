@@ -112,6 +112,7 @@ mod tests {
             softirq_ns: Spread::default(),
             busy_ns: Spread::default(),
             peak_memory_bytes: Spread::default(),
+            latency: None,
             notes: Vec::new(),
         }
     }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::Spread;
+use crate::drops::latency::Latency;
 use crate::drops::rate::Rate;
 use crate::drops::trial::{Note, Trial};
 
@@ -32,8 +33,34 @@ pub(crate) struct Line {
     pub(crate) busy_ns: Spread,
     /// Memory at most, mapped files included.
     pub(crate) peak_memory_bytes: Spread,
+    /// From arrival to record in microseconds, if it was measured.
+    pub(crate) latency: Option<LatencySpread>,
     /// What to know before believing it, from any of the runs.
     pub(crate) notes: Vec<Note>,
+}
+
+/// Latencies of several runs.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct LatencySpread {
+    /// What half of the frames took at most.
+    pub(crate) p50_us: Spread,
+    /// What 99 of 100 took at most.
+    pub(crate) p99_us: Spread,
+    /// What 999 of 1000 took at most.
+    pub(crate) p999_us: Spread,
+    /// What the slowest took.
+    pub(crate) max_us: Spread,
+}
+
+fn latency(group: &[&Trial]) -> Option<LatencySpread> {
+    let measured: Vec<Latency> = group.iter().filter_map(|trial| trial.latency).collect();
+    let of = |read: fn(&Latency) -> f64| Spread::of(measured.iter().map(read));
+    (!measured.is_empty()).then(|| LatencySpread {
+        p50_us: of(|latency| latency.p50_us),
+        p99_us: of(|latency| latency.p99_us),
+        p999_us: of(|latency| latency.p999_us),
+        max_us: of(|latency| latency.max_us),
+    })
 }
 
 /// Draws measurements together, in the order in which subjects and rates first appear.
@@ -77,6 +104,7 @@ fn line(group: &[&Trial]) -> Option<Line> {
         softirq_ns: of(&|trial| trial.ns_a_frame(trial.softirq_seconds)),
         busy_ns: of(&|trial| trial.ns_a_frame(trial.busy_seconds)),
         peak_memory_bytes: of(&|trial| trial.peak_memory_bytes as f64),
+        latency: latency(group),
         notes,
     })
 }

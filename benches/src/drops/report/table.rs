@@ -14,6 +14,7 @@ pub(crate) fn print(report: &Report) {
     let lines: Vec<&Line> =
         report.lines().iter().filter(|line| !searched || line.asked == rate::Rate::Flood).collect();
     print_lines(&lines);
+    print_latency(&lines);
     if searched {
         print_throughput(report.throughput());
     }
@@ -51,6 +52,23 @@ fn print_lines(lines: &[&Line]) {
             line.busy_ns.show(ns),
             line.peak_memory_bytes.show(|bytes| Bytes(bytes as u64).to_string()),
             line.notes.iter().map(mark).collect(),
+        ]);
+    }
+    rows.print();
+}
+
+fn print_latency(lines: &[&Line]) {
+    let mut rows = Table::new(&["arrival to record, µs", "offered", "p50", "p99", "p99.9", "max"]);
+    for line in lines {
+        let Some(latency) = &line.latency else { continue };
+        let us = |value: f64| format!("{value:.0}");
+        rows.push([
+            line.subject.clone(),
+            line.offered.show(|rate| Rate(rate).to_string()),
+            latency.p50_us.show(us),
+            latency.p99_us.show(us),
+            latency.p999_us.show(us),
+            latency.max_us.show(us),
         ]);
     }
     rows.print();
