@@ -1,10 +1,10 @@
 //! The command line of the bench; what each subcommand takes stands in its own module.
 
 use clap::{Parser, Subcommand};
+use stillwire_benches::disk::DiskArgs;
+use stillwire_benches::pipeline::PipelineArgs;
 
-use crate::disk::DiskArgs;
 use crate::drops::{BareArgs, DropsArgs, FramesArgs};
-use crate::pipeline::PipelineArgs;
 
 /// Stillwire's measuring bench: how many frames a capture program loses, and what each step costs.
 #[derive(Debug, Parser)]

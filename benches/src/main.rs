@@ -1,13 +1,12 @@
 //! The measuring bench: drop rates against traffic generators and peers, pipeline and store figures.
 
 mod args;
-mod disk;
 mod drops;
-mod pipeline;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use stillwire_benches::{disk, pipeline};
 
 use crate::args::{Cli, Command};
 

@@ -230,6 +230,40 @@ const FAMILY_MAC: u64 = 1;
 /// Ends of different kinds: no frame makes such a key, but the type allows it.
 const FAMILY_MIXED: u64 = 15;
 
+/// A session's key in two words. It is the whole key of a session over IPv4; of any other key it
+/// holds the hash and the ports, and the [`PackedKey`] has to be compared as well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct BriefKey {
+    addrs: u64,
+    ports: u64,
+}
+
+/// Bit of [`BriefKey::ports`] that tells that it is not the whole key. No family has it.
+const NOT_WHOLE: u64 = 0x80;
+
+impl BriefKey {
+    /// Whether there is more to compare.
+    #[inline]
+    pub(crate) const fn is_whole(self) -> bool {
+        self.ports & NOT_WHOLE == 0
+    }
+
+    /// Bytes of an IP header and of the eight that UDP and ICMP have.
+    #[inline]
+    pub(crate) const fn header_bytes(self) -> i64 {
+        if self.ports & !NOT_WHOLE & 0xff == FAMILY_V4 { 28 } else { 48 }
+    }
+
+    /// The key, if this is all of it.
+    #[inline]
+    pub(crate) const fn whole(self) -> Option<PackedKey> {
+        if !self.is_whole() {
+            return None;
+        }
+        Some(PackedKey { addrs: [self.addrs, 0, 0, 0], ports: self.ports, vlans: 0 })
+    }
+}
+
 /// A [`SessionKey`] as plain words, for comparing and hashing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PackedKey {
@@ -244,6 +278,16 @@ impl PackedKey {
     #[inline]
     const fn is_short(&self) -> bool {
         self.ports & 0xff == FAMILY_V4
+    }
+
+    /// The key in brief; `hash` is this key's.
+    #[inline]
+    pub(crate) const fn brief(&self, hash: FlowHash) -> BriefKey {
+        if self.is_short() && self.vlans == 0 {
+            BriefKey { addrs: self.addrs[0], ports: self.ports }
+        } else {
+            BriefKey { addrs: hash.0, ports: self.ports | NOT_WHOLE }
+        }
     }
 
     /// The key of two ends in any order, and whether the first of them is its low end.
@@ -393,6 +437,23 @@ mod tests {
         assert_eq!((packed, false), PackedKey::of((ips.1, 22), (ips.0, 40000), 6, (1, 2)));
         assert_eq!(packed.ends(), [a, b]);
         assert_eq!(packed.protocol(), Protocol::TCP);
+    }
+
+    #[test]
+    fn a_brief_key_tells_whether_it_is_whole() {
+        let whole = SessionKey::new(end("1.2.3.4", 5), end("6.7.8.9", 10), Protocol::TCP, (0, 0));
+        let key = PackedKey::from(&whole);
+        assert_eq!(key.brief(FlowHash(7)).whole(), Some(key));
+        for more in [
+            SessionKey { vlans: (0, 9), ..whole },
+            SessionKey::new(end("fe80::1", 5), end("fe80::2", 10), Protocol::TCP, (0, 0)),
+        ] {
+            let key = PackedKey::from(&more);
+            assert_eq!(key.brief(FlowHash(7)).whole(), None);
+            assert_ne!(key.brief(FlowHash(7)), key.brief(FlowHash(8)));
+        }
+        // What an empty slot holds is nobody's key.
+        assert_ne!(BriefKey::default(), key.brief(FlowHash(0)));
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod fragment;
 pub mod frame;
 pub mod join;
 pub mod key;
+pub mod memory;
 pub mod packet;
 pub mod record;
 pub mod service;

@@ -32,12 +32,14 @@ pub(crate) enum Class {
     Dns,
     /// ICMP: idle limit.
     Icmp,
-    /// Anything else: idle limit.
+    /// Anything else over IP: idle limit.
     Other,
+    /// Frames without IP: idle limit.
+    Link,
 }
 
 impl Class {
-    pub(crate) const COUNT: usize = 11;
+    pub(crate) const COUNT: usize = 12;
     pub(crate) const ALL: [Self; Self::COUNT] = [
         Self::TcpAttempt,
         Self::TcpClosing,
@@ -50,6 +52,7 @@ impl Class {
         Self::Dns,
         Self::Icmp,
         Self::Other,
+        Self::Link,
     ];
 
     /// Whether the limit is a moment of its own instead of a time of silence.
@@ -106,13 +109,19 @@ impl IdleLimits {
             Class::TcpInteractive => timeouts.tcp_inactivity.max(INTERACTIVE),
             Class::Dns => DNS_LOOK,
             Class::Icmp => timeouts.icmp_inactivity,
-            Class::Other => timeouts.other_inactivity,
+            Class::Other | Class::Link => timeouts.other_inactivity,
         }))
     }
 
     #[inline]
     pub(crate) fn of(&self, class: Class) -> NanosDelta {
         self.0[class as usize]
+    }
+
+    /// An eighth of the limit, in units of 2^30 ns, less than nine hours.
+    #[inline]
+    pub(crate) fn eighth_of(&self, class: Class) -> u16 {
+        (self.of(class).0 >> 33).clamp(0, (1 << 15) - 1) as u16
     }
 }
 

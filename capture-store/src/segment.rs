@@ -444,6 +444,17 @@ impl FilledSegment {
         &self.pcap_path
     }
 
+    /// Removes it unsealed, with the frames in it: for measurements that keep nothing.
+    ///
+    /// # Errors
+    /// The files cannot be removed.
+    pub fn discard(self) -> io::Result<()> {
+        drop(self.maps);
+        layout::remove_if_there(&self.pcap_path)?;
+        layout::remove_if_there(&self.journal_path)?;
+        Ok(())
+    }
+
     /// Truncates the packets to what was filled, writes the index, hashes. Blocks: call it on a
     /// helper thread. `None` if not one frame was in it: then its files are removed.
     ///

@@ -84,8 +84,21 @@ impl Lane {
         self.filled.len()
     }
 
+    /// Puts a prepared segment where the worker takes it; gives it back if there are enough.
+    #[must_use]
+    pub fn offer(&self, prepared: PreparedSegment) -> Option<PreparedSegment> {
+        self.ready.push(prepared).err()
+    }
+
+    /// Whether a prepared segment waits to be taken.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     /// A filled segment, for the sealer.
-    fn take_filled(&self) -> Option<FilledSegment> {
+    #[must_use]
+    pub fn take_filled(&self) -> Option<FilledSegment> {
         self.filled.pop()
     }
 
@@ -130,7 +143,7 @@ impl Making {
         let prepared = segment::prepare(&self.dir, self.next_sequence, &self.spec)?;
         self.next_sequence = self.next_sequence.saturating_add(1);
         // Only the preparer pushes, and only while there is room.
-        if let Err(surplus) = self.lane.ready.push(prepared) {
+        if let Some(surplus) = self.lane.offer(prepared) {
             discard(surplus);
         }
         Ok(())

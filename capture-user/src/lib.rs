@@ -15,6 +15,7 @@ pub mod interval;
 pub mod keeper;
 pub mod link;
 pub mod live;
+pub mod memory;
 pub mod names;
 mod privilege;
 pub mod program;

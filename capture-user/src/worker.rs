@@ -16,6 +16,7 @@ use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 
 use crate::account::{Progress, SourceCounts, WorkerCounters};
+use crate::memory::Machine;
 use crate::recorder::Recorder;
 use crate::source::{BATCH, SourceFrame};
 
@@ -91,7 +92,7 @@ impl Taker {
 /// What a worker does with frames, wherever they come from: they are recorded, their sessions
 /// accounted, and every batch is published.
 pub struct Pipeline {
-    table: SessionTable,
+    table: SessionTable<Machine>,
     recorder: Recorder,
     shared: Arc<Shared>,
     when_full: WhenFull,
@@ -138,7 +139,7 @@ impl Pipeline {
         shared: Arc<Shared>,
         when_full: WhenFull,
     ) -> Result<Self, ConfigError> {
-        let table = SessionTable::new(flow)?;
+        let table = SessionTable::in_memory(flow)?;
         let jumbo = Vec::with_capacity(JUMBO_BYTES);
         Ok(Self { table, recorder, shared, when_full, rows_lost: 0, jumbo })
     }

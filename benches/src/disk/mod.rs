@@ -7,9 +7,12 @@ use clap::Args;
 
 /// `stillwire-bench disk`
 #[derive(Debug, Args)]
-pub(crate) struct DiskArgs {}
+pub struct DiskArgs {}
 
 /// Runs the measurement.
-pub(crate) fn run(_args: &DiskArgs) -> Result<ExitCode> {
+///
+/// # Errors
+/// It is not built yet.
+pub fn run(_args: &DiskArgs) -> Result<ExitCode> {
     bail!("`disk` is not built yet")
 }

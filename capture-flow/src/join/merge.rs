@@ -1,11 +1,11 @@
 //! What two halves of a conversation say together.
 
-use crate::datagram::Datagram;
+use crate::datagram::udp_state;
 use crate::key::Protocol;
 use crate::packet::TcpFlags;
 use crate::record::{ConnState, History, SessionRecord, Side};
 use crate::sink::{LetterTimes, SessionUpdate};
-use crate::tcp::{HalfStream, Missed, Notes, Segment, Tcp};
+use crate::tcp::{HalfStream, Missed, Notes, Rare, Segment, Tcp};
 use crate::time::{Nanos, NanosDelta};
 
 /// One letter of a history, without its case: who sent the frame, and when.
@@ -207,7 +207,7 @@ pub(super) fn merge_directions(a: &SessionUpdate, b: &SessionUpdate) -> SessionR
                 matches!(update.record.conn_state, ConnState::S0 | ConnState::SHR | ConnState::SF)
             };
             let active = [active(halves[orig_sender]), active(halves[1 - orig_sender])];
-            record.conn_state = Datagram { active, ..Datagram::default() }.udp_state();
+            record.conn_state = udp_state(active);
         }
     }
     finish_times(&mut record, first.start.min(second.start), last_time, bytes);
@@ -248,6 +248,7 @@ fn replay(all: &[Letter], orig_sender: usize, turned: bool) -> (History, ConnSta
     let mut scratch = (0, History::default(), LetterTimes::default());
     // A SYN that comes after its SYN-ACK turns the roles around when it comes.
     let first_is_late_answer = all.first().is_some_and(|l| l.letter == b'H') && !turned;
+    let mut rare = <[Rare; 2]>::default();
     let mut swapped = first_is_late_answer;
     if turned {
         history.push(b'^');
@@ -261,7 +262,7 @@ fn replay(all: &[Letter], orig_sender: usize, turned: bool) -> (History, ConnSta
         let Some(segment) = typical_segment(letter.letter) else { continue };
         let (seen, scratch_history, times) = &mut scratch;
         let mut notes = Notes { seen, history: scratch_history, times, now: letter.at };
-        let effect = tcp.segment(is_orig, &segment, &mut notes);
+        let effect = tcp.segment(is_orig, &segment, &mut notes, &mut rare);
         if effect.flipped {
             history.push(b'^');
             swapped = false;

@@ -1,31 +1,28 @@
 //! What one packet does to its session.
 
-use crate::datagram::Datagram;
 use crate::decode::{Counted, HeldFrame, IncompleteDatagram};
 use crate::frame::{Frame, IfaceId, PcapPosition};
-use crate::key::{Address, Protocol};
-use crate::packet::{Checksum, Link, Net, Packet, TcpFlags, Transport as Header};
+use crate::key::{Address, FlowHash, Protocol};
+use crate::memory::Memory;
+use crate::packet::{Checksum, Link, Net, Packet};
 use crate::record::{History, RowReason, Service, Uid};
 use crate::service::Carrier;
 use crate::sink::{Mark, Sink};
-use crate::tcp::{Effect, EndState, Notes, Segment, Tcp};
+use crate::tcp::{Notes, Segment, Tcp};
 use crate::time::Nanos;
-use crate::timer::{Class, is_dns_port, is_interactive_port, linger_look};
+use crate::timer::{Class, is_dns_port};
 
 use super::core::Core;
-use super::session::{Cold, Hot, Kind, Transport};
+use super::session::{Cold, Flags, Hot, Kind};
 use super::tuple::Tuple;
 
-/// History of a session that began with a SYN-ACK.
-const SYN_ACK_FROM_ORIG: &str = "H";
-
 /// What a packet may count for.
-struct Counting {
-    checksum: Checksum,
-    payload_len: u32,
+pub(super) struct Counting {
+    pub(super) checksum: Checksum,
+    pub(super) payload_len: u32,
     /// Whether the capture holds the whole payload.
-    whole: bool,
-    total_len: u32,
+    pub(super) whole: bool,
+    pub(super) total_len: u32,
 }
 
 /// Where a frame came from.
@@ -53,9 +50,36 @@ impl Origin {
     }
 }
 
-impl Core {
-    /// Counts a packet to its session, which begins if there is none. Returns the session's slot.
+/// Adds to the lower half of a counter; the upper half takes what it carries.
+#[inline]
+pub(super) fn add(low: &mut u32, high: &mut u32, more: u32) {
+    let (sum, carries) = low.overflowing_add(more);
+    *low = sum;
+    if carries {
+        *high = high.saturating_add(1);
+    }
+}
+
+impl<M: Memory> Core<M> {
+    /// Counts a packet to its session, which begins if there is none. `guess` may be its slot.
+    /// Returns the session's slot.
+    #[inline]
     pub(super) fn packet(
+        &mut self,
+        packet: &Packet<'_>,
+        tuple: &Tuple,
+        guess: u32,
+        origin: &Origin,
+        sink: &mut impl Sink,
+    ) -> u32 {
+        let slot = self.session_of(packet, tuple, guess, origin, &[], sink);
+        self.count(slot, packet, tuple, origin, &[], sink);
+        slot
+    }
+
+    /// The same for a packet in a tunnel, or one that was put together of fragments.
+    #[inline(never)]
+    pub(super) fn any_packet(
         &mut self,
         packet: &Packet<'_>,
         tuple: &Tuple,
@@ -64,86 +88,125 @@ impl Core {
         parents: &[Uid],
         sink: &mut impl Sink,
     ) -> u32 {
-        let segment = segment(packet);
-        let mut found = self.find(tuple);
-        if let Some(slot) = found
-            && self.end_if_over(slot, origin.ts, sink)
-        {
-            found = None;
-        }
-        if let (Some(slot), Some(segment)) = (found, &segment)
-            && let Transport::Tcp(tcp) = &self.hot[slot as usize].transport
-            && tcp.is_reuse(segment)
-        {
-            self.end(slot, RowReason::Replaced, sink);
-            found = None;
-        }
-        let slot = match found {
-            Some(slot) => slot,
-            None => self.begin(packet, tuple, origin, earlier, sink),
-        };
+        let guess = super::session::NONE;
+        let slot = self.session_of(packet, tuple, guess, origin, earlier, sink);
         if !parents.is_empty() {
             self.note_parents(slot, parents);
         }
-
-        for held in earlier {
-            self.held_frame(slot, held, sink);
-        }
-        self.frame(slot, origin, packet.owns_frame, sink);
-
-        let is_orig = tuple.from_low == self.hot[slot as usize].orig_is_low;
-        let Net::Ip { ip, checksum, payload_len, .. } = packet.net else {
-            let hot = &mut self.hot[slot as usize];
-            hot.pkts[usize::from(!is_orig)] += 1;
-            hot.last_time = origin.ts;
-            self.keep_order(slot);
-            return slot;
-        };
-        let whole = packet.payload.len() as u64 >= u64::from(payload_len);
-        match (&mut self.hot[slot as usize].transport, segment) {
-            (Transport::Tcp(_), Some(segment)) => {
-                let counted = Counting { checksum, payload_len, whole, total_len: ip.total_len };
-                self.tcp(slot, is_orig, &segment, &counted, packet.payload, origin.ts);
-            }
-            (Transport::Datagram(_), None) => {
-                let counted = Counting { checksum, payload_len, whole, total_len: ip.total_len };
-                self.datagram(slot, is_orig, &counted, packet.payload, origin.ts);
-            }
-            // A datagram without ports met a session of the same key in another guise: it is
-            // counted as a frame, and there is nothing more to learn from it.
-            _ => {}
-        }
-        self.keep_order(slot);
+        self.count(slot, packet, tuple, origin, earlier, sink);
         slot
+    }
+
+    /// The session of a packet, begun if need be.
+    #[inline]
+    fn session_of(
+        &mut self,
+        packet: &Packet<'_>,
+        tuple: &Tuple,
+        guess: u32,
+        origin: &Origin,
+        earlier: &[HeldFrame],
+        sink: &mut impl Sink,
+    ) -> u32 {
+        if let Some(slot) = self.find(tuple, guess)
+            && !self.end_if_over(slot, origin.ts, sink)
+            && !self.end_if_reused(slot, packet, sink)
+        {
+            return slot;
+        }
+        self.begin(packet, tuple, origin, earlier, sink)
+    }
+
+    /// Counts a packet to a session.
+    #[inline]
+    fn count(
+        &mut self,
+        slot: u32,
+        packet: &Packet<'_>,
+        tuple: &Tuple,
+        origin: &Origin,
+        earlier: &[HeldFrame],
+        sink: &mut impl Sink,
+    ) {
+        let mut last_ts = self.last_ts(slot);
+        let mut frames = 0;
+        for held in earlier {
+            last_ts = last_ts.max(held.ts);
+            frames += i64::from(held.owns_frame);
+            self.held_frame(slot, tuple.hash, held, sink);
+        }
+        last_ts = last_ts.max(origin.ts);
+        frames += i64::from(packet.owns_frame);
+        self.frame(slot, tuple.hash, origin, packet.owns_frame, sink);
+
+        let hot = &mut self.hot[slot as usize];
+        let is_orig = tuple.from_low == hot.flags.has(Flags::ORIG_IS_LOW);
+        let counts = if let Net::Ip { ip, checksum, payload_len, .. } = packet.net {
+            let whole = packet.payload.len() as u64 >= u64::from(payload_len);
+            let counted = Counting { checksum, payload_len, whole, total_len: ip.total_len };
+            match (Kind::of(hot.class), Segment::of(packet)) {
+                (Kind::Tcp, Some(segment)) => {
+                    self.tcp(slot, is_orig, &segment, &counted, packet.payload, origin.ts)
+                }
+                // A datagram without ports met a session of the same key in another guise: it is
+                // counted as a frame, and there is nothing more to learn from it.
+                (Kind::Tcp, None) | (_, Some(_)) => false,
+                (kind, None) => {
+                    self.datagram(slot, kind, is_orig, &counted, packet.payload, origin.ts)
+                }
+            }
+        } else {
+            hot.last_time = origin.ts;
+            let carry = &mut self.cold[slot as usize].carry;
+            let who = usize::from(!is_orig);
+            add(&mut hot.pkts[who], &mut carry.pkts[who], 1);
+            true
+        };
+        let apart = frames - i64::from(counts);
+        if apart != 0 {
+            self.cold[slot as usize].frames_apart += apart;
+        }
+        self.set_last_ts(slot, last_ts);
+        self.keep_order(slot);
     }
 
     /// Counts a frame of a session, whatever it holds.
     #[inline]
-    fn frame(&mut self, slot: u32, origin: &Origin, owned: bool, sink: &mut impl Sink) {
+    fn frame(
+        &mut self,
+        slot: u32,
+        hash: FlowHash,
+        origin: &Origin,
+        owned: bool,
+        sink: &mut impl Sink,
+    ) {
         self.note_time(slot, origin.ts);
         let hot = &mut self.hot[slot as usize];
-        hot.news = true;
-        hot.last_ts = hot.last_ts.max(origin.ts);
+        hot.flags.set(Flags::NEWS, true);
         if owned {
-            hot.frames += 1;
-            hot.frame_bytes += u64::from(origin.wire_len);
+            let carry = &mut self.cold[slot as usize].carry;
+            add(&mut hot.frame_bytes, &mut carry.frame_bytes, origin.wire_len);
             self.stats.decoded += 1;
         }
         if let Some(at) = origin.at {
-            hot.pcap_last = Some(at);
-            sink.touch(at, hot.hash, &mut hot.mark);
+            hot.flags.set(Flags::RECORDED, true);
+            hot.pcap_offset = at.offset;
+            hot.pcap_segment = at.segment as u32;
+            self.recorded = at;
+            sink.touch(at, hash, &mut hot.mark);
         }
     }
 
     /// Counts a frame that waited for the rest of its datagram.
-    fn held_frame(&mut self, slot: u32, held: &HeldFrame, sink: &mut impl Sink) {
-        self.frame(slot, &Origin::held(held), held.owns_frame, sink);
+    fn held_frame(&mut self, slot: u32, hash: FlowHash, held: &HeldFrame, sink: &mut impl Sink) {
+        self.frame(slot, hash, &Origin::held(held), held.owns_frame, sink);
         self.cold[slot as usize].fragment_overlap |= held.inconsistent;
         if held.owns_frame {
             self.stats.held = self.stats.held.saturating_sub(1);
         }
     }
 
+    #[inline(never)]
     fn begin(
         &mut self,
         packet: &Packet<'_>,
@@ -155,27 +218,25 @@ impl Core {
         let flip = self.sender_is_server(packet);
         let first = earlier.first().map_or(*origin, Origin::held);
         let slot = self.start_slot(tuple, &packet.link, origin.ts, &first, flip, sink);
+        let resp = self.ends(slot)[1];
         let hot = &mut self.hot[slot as usize];
-        let [_, resp] = {
-            let [low, high] = hot.key.ends();
-            if hot.orig_is_low { [low, high] } else { [high, low] }
-        };
         hot.class = match tuple.kind {
             // Until a segment tells more, and for good if its checksum is wrong.
             Kind::Tcp => Class::TcpAttempt,
             Kind::Udp if is_dns_port(resp.1) && self.server_ports.udp(resp.1) => Class::Dns,
             Kind::Udp => Class::Udp,
             Kind::Icmp => Class::Icmp,
-            Kind::Other | Kind::Link => Class::Other,
+            Kind::Other => Class::Other,
+            Kind::Link => Class::Link,
         };
-        hot.deadline = match hot.class {
+        self.places[slot as usize].deadline = match hot.class {
             Class::Dns => origin.ts + crate::timer::DNS_LOOK,
             _ => origin.ts + self.timeouts.tcp_attempt,
         };
         if tuple.kind == Kind::Tcp {
-            hot.transport = Transport::Tcp(Tcp::new(self.halves));
+            self.tcp[slot as usize] = Tcp::new(self.halves);
         }
-        self.enter(slot);
+        self.enter(slot, tuple.hash);
         slot
     }
 
@@ -201,127 +262,115 @@ impl Core {
             history.push(b'^');
             l2.swap(0, 1);
         }
+        let mut flags = Flags::default();
+        flags.set(Flags::ORIG_IS_LOW, orig_is_low);
+        for direction in Flags::DETECTING {
+            flags.set(direction, matches!(tuple.kind, Kind::Tcp | Kind::Udp));
+        }
         self.hot[slot as usize] = Hot {
-            key: tuple.key,
-            hash: tuple.hash,
-            last_ts: first.ts,
-            last_time: start,
+            key: tuple.key.brief(tuple.hash),
             mark: Mark::default(),
-            kind: tuple.kind,
-            orig_is_low,
-            detecting: [matches!(tuple.kind, Kind::Tcp | Kind::Udp); 2],
-            direction_guessed: flip || tuple.kind == Kind::Tcp,
+            last_time: start,
+            flags,
             ..Hot::default()
         };
         self.cold[slot as usize] = Cold {
+            key: tuple.key,
             start,
             first_ts: first.ts.min(start),
             serial,
             iface: first.iface,
             vlan: link.vlan,
             inner_vlan: link.inner_vlan,
+            direction_guessed: flip || tuple.kind == Kind::Tcp,
             l2,
             pcap_first: first.at,
             history,
             ..Cold::default()
         };
+        self.set_last_ts(slot, first.ts);
         slot
     }
 
-    fn tcp(
+    /// The originator's end and the responder's.
+    pub(super) fn ends(&self, slot: u32) -> [(Address, u16); 2] {
+        let [low, high] = self.key(slot).ends();
+        let orig_is_low = self.hot[slot as usize].flags.has(Flags::ORIG_IS_LOW);
+        if orig_is_low { [low, high] } else { [high, low] }
+    }
+
+    /// Ends a session on whose ends a new one begins. True if it ended.
+    #[inline]
+    fn end_if_reused(&mut self, slot: u32, packet: &Packet<'_>, sink: &mut impl Sink) -> bool {
+        let Some(segment) = Segment::of(packet).filter(Segment::syn) else { return false };
+        let reused = Kind::of(self.hot[slot as usize].class) == Kind::Tcp
+            && self.tcp[slot as usize].is_reuse(&segment);
+        if reused {
+            self.end(slot, RowReason::Replaced, sink);
+        }
+        reused
+    }
+
+    /// Counts what a datagram carries. True if it is one of the session's packets.
+    #[inline]
+    fn datagram(
         &mut self,
         slot: u32,
+        kind: Kind,
         is_orig: bool,
-        segment: &Segment,
         counted: &Counting,
         payload: &[u8],
         ts: Nanos,
-    ) {
+    ) -> bool {
         let hot = &mut self.hot[slot as usize];
         let cold = &mut self.cold[slot as usize];
-        let Transport::Tcp(tcp) = &mut hot.transport else { return };
+        let who = usize::from(!is_orig);
+        let udp = kind == Kind::Udp;
         let mut notes = Notes {
-            seen: &mut hot.seen,
+            // Which letters were written shows in the counters.
+            seen: &mut 0,
             history: &mut cold.history,
             times: &mut cold.letter_times,
             now: ts,
         };
         match counted.checksum {
             Checksum::Accepted => {}
-            Checksum::Bad => {
-                tcp.bad_checksum(is_orig, &mut notes);
-                return;
+            Checksum::Bad if udp => {
+                notes.scaled(is_orig, &mut cold.rare[who].bad_checksums, b'C');
+                return false;
             }
-            Checksum::Malformed => return,
+            Checksum::Bad | Checksum::Malformed => return false,
         }
-        if !tcp.both_closed() {
-            hot.last_time = ts;
+        hot.last_time = ts;
+        if udp && hot.pkts[who] == 0 && cold.carry.pkts[who] == 0 {
+            notes.push(is_orig, b'D');
         }
-        // Zeek since 5.1: an acknowledgement or data right after a lone SYN-ACK, from either side,
-        // tells that it was no scan but that the SYN was missed.
-        let control = segment.flags.has(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST);
-        let missed_syn =
-            tcp.only_syn_ack() && !control && notes.history.as_str() == SYN_ACK_FROM_ORIG;
-        if missed_syn {
-            tcp.flip_after_syn_ack();
-            // The SYN-ACK stays at the beginning, whatever is written in front of it.
-            *notes.history = History::default();
-            notes.now = cold.start;
-            notes.write(b'^');
-            notes.write(b'h');
-            notes.now = ts;
+        let detecting = udp && !payload.is_empty() && hot.flags.has(Flags::DETECTING[who]);
+        // Zeek counts what it hands to the layer above, and a packet cut by the snap length goes
+        // there only over UDP.
+        let counts = udp || counted.whole;
+        if counts {
+            add(&mut hot.pkts[who], &mut cold.carry.pkts[who], 1);
+            add(&mut hot.ip_bytes[who], &mut cold.carry.ip_bytes[who], counted.total_len);
         }
-        let is_orig = is_orig != missed_syn;
-        let had_holes = tcp.has_holes();
-        let segment = &Segment { room: self.holed < self.max_holed, ..*segment };
-        let mut effect = tcp.segment(is_orig, segment, &mut notes);
-        self.holed += u32::from(tcp.has_holes());
-        self.holed -= u32::from(had_holes);
-        effect.state_changed |= missed_syn;
-        let established =
-            tcp.orig().state == EndState::Established && tcp.resp().state == EndState::Established;
-        if effect.flipped || missed_syn {
-            hot.orig_is_low = !hot.orig_is_low;
-            hot.pkts.swap(0, 1);
-            hot.ip_bytes.swap(0, 1);
-            cold.l2.swap(0, 1);
-            hot.detecting.swap(0, 1);
-            self.services.turn(&mut cold.detector);
-        }
-        if missed_syn {
-            hot.direction_guessed = false;
-        }
-        if segment.flags.has(TcpFlags::SYN) {
-            // A SYN tells who began, and so does its answer.
-            let syn_ack = segment.flags.has(TcpFlags::ACK);
-            if syn_ack != is_orig || effect.flipped {
-                hot.direction_guessed = false;
-            }
-            if !is_orig && established && effect.state_changed {
-                let [low, high] = hot.key.ends();
-                let resp = if hot.orig_is_low { high } else { low };
-                hot.interactive |= is_interactive_port(resp.1);
+        if matches!(kind, Kind::Udp | Kind::Icmp) {
+            // What rows take for payload, and what there is.
+            let taken =
+                if counts { i64::from(counted.total_len) - hot.key.header_bytes() } else { 0 };
+            let apart = i64::from(counted.payload_len) - taken;
+            if apart != 0 {
+                cold.payload_apart[who] += apart;
             }
         }
-        // Zeek decides before the roles swap, so that the SYN counts to the responder.
-        let who = usize::from(!is_orig);
-        hot.pkts[who] += 1;
-        hot.ip_bytes[who] += u64::from(counted.total_len);
-        let from_orig = is_orig != effect.flipped;
-        if let Some(offset) = effect.payload_offset
-            && hot.detecting[usize::from(!from_orig)]
-        {
-            effect.state_changed |= self.detect(slot, Carrier::Tcp, from_orig, offset, payload);
+        if detecting {
+            self.detect(slot, Carrier::Udp, is_orig, 0, payload);
         }
-        let goes_on = self.halves && self.hot[slot as usize].class == Class::TcpAttempt;
-        if effect.state_changed || goes_on {
-            self.reclass_tcp(slot, &effect, ts);
-        }
+        counts
     }
 
-    /// Shows payload to the service detector. True if the idle limit may be another now.
+    /// Shows payload to the service detector. True if it found an interactive service.
     #[inline(never)]
-    fn detect(
+    pub(super) fn detect(
         &mut self,
         slot: u32,
         carrier: Carrier,
@@ -332,109 +381,13 @@ impl Core {
         let hot = &mut self.hot[slot as usize];
         let cold = &mut self.cold[slot as usize];
         let found = self.services.observe(&mut cold.detector, carrier, is_orig, offset, payload);
-        hot.detecting = [cold.detector.wants(true), cold.detector.wants(false)];
+        hot.flags.set(Flags::DETECTING[0], cold.detector.wants(true));
+        hot.flags.set(Flags::DETECTING[1], cold.detector.wants(false));
         let Some(found) = found else { return false };
         if found.detail.is_some() {
             cold.detail = found.detail;
         }
-        let interactive = matches!(found.service, Some(Service::Ssh | Service::Ftp));
-        let news = interactive && carrier == Carrier::Tcp && !hot.interactive;
-        hot.interactive |= news;
-        news
-    }
-
-    /// Puts a TCP session whose state changed under the limit that holds now.
-    fn reclass_tcp(&mut self, slot: u32, effect: &Effect, ts: Nanos) {
-        let start = self.cold[slot as usize].start;
-        let hot = &mut self.hot[slot as usize];
-        let Transport::Tcp(tcp) = &hot.transport else { return };
-        let old = hot.class;
-        if old == Class::TcpClosing {
-            return;
-        }
-        let (orig, resp) = (tcp.orig(), tcp.resp());
-        let reset = orig.state == EndState::Reset || resp.state == EndState::Reset;
-        let unseen = orig.state == EndState::Inactive || resp.state == EndState::Inactive;
-        // Where another worker may see the other side, an originator that goes on had an answer,
-        // and who answers may have to wait for more.
-        let half = self.halves
-            && (hot.seen & Notes::BEYOND_HANDSHAKE != 0 || orig.state == EndState::SynAckSent);
-        let attempt = matches!(orig.state, EndState::SynSent | EndState::SynAckSent)
-            && resp.state == EndState::Inactive
-            && !half;
-        let (class, deadline) = if effect.closing {
-            let grace = if reset { self.timeouts.tcp_reset } else { self.timeouts.tcp_close };
-            (Class::TcpClosing, hot.last_time + grace)
-        } else if attempt {
-            if old == Class::TcpAttempt {
-                return;
-            }
-            (Class::TcpAttempt, ts + self.timeouts.tcp_attempt)
-        } else if (orig.did_close || resp.did_close) && (reset || unseen || tcp.both_closed()) {
-            (Class::TcpLingering, linger_look(start, hot.last_time))
-        } else if effect.partly_closed {
-            (Class::TcpPartlyClosed, hot.last_time + self.timeouts.tcp_partial_close)
-        } else if old == Class::TcpPartlyClosed && !tcp.both_closed() {
-            return;
-        } else if hot.interactive {
-            (Class::TcpInteractive, hot.deadline)
-        } else if tcp.handshake_done() || half {
-            (Class::Tcp, hot.deadline)
-        } else {
-            (Class::TcpHandshake, hot.deadline)
-        };
-        hot.deadline = deadline;
-        if class != old {
-            self.set_class(slot, class);
-        }
-    }
-
-    fn datagram(
-        &mut self,
-        slot: u32,
-        is_orig: bool,
-        counted: &Counting,
-        payload: &[u8],
-        ts: Nanos,
-    ) {
-        let hot = &mut self.hot[slot as usize];
-        let cold = &mut self.cold[slot as usize];
-        let Transport::Datagram(datagram) = &mut hot.transport else { return };
-        let who = usize::from(!is_orig);
-        let mut notes = Notes {
-            seen: &mut hot.seen,
-            history: &mut cold.history,
-            times: &mut cold.letter_times,
-            now: ts,
-        };
-        let udp = hot.kind == Kind::Udp;
-        match counted.checksum {
-            Checksum::Accepted => {}
-            Checksum::Bad if udp => {
-                notes.scaled(is_orig, &mut datagram.bad_checksums[who], b'C');
-                return;
-            }
-            Checksum::Bad | Checksum::Malformed => return,
-        }
-        hot.last_time = ts;
-        match hot.kind {
-            Kind::Udp => {
-                notes.repeated(is_orig, Datagram::DATA, b'D');
-                datagram.count(is_orig, counted.payload_len);
-            }
-            Kind::Icmp => datagram.count(is_orig, counted.payload_len),
-            _ => {}
-        }
-        let detecting = udp && hot.detecting[who] && !payload.is_empty();
-        // Zeek counts what it hands to the layer above, and a packet cut by the snap length goes
-        // there only over UDP.
-        if udp || counted.whole {
-            hot.pkts[who] += 1;
-            hot.ip_bytes[who] += u64::from(counted.total_len);
-        }
-        if detecting {
-            self.detect(slot, Carrier::Udp, is_orig, 0, payload);
-        }
+        matches!(found.service, Some(Service::Ssh | Service::Ftp))
     }
 
     /// Adds the sessions around a tunnelled packet that are not known yet.
@@ -465,7 +418,7 @@ impl Core {
         let (src, dst) = (Address::Ip(datagram.src), Address::Ip(datagram.dst));
         let protocol = Protocol::Ip(datagram.protocol);
         let tuple = self.tuple_of((src, 0), (dst, 0), protocol, &datagram.link, Kind::Other);
-        let mut found = self.find(&tuple);
+        let mut found = self.find(&tuple, super::session::NONE);
         if let Some(slot) = found
             && self.end_if_over(slot, now, sink)
         {
@@ -477,35 +430,27 @@ impl Core {
             let hot = &mut self.hot[slot as usize];
             hot.class = Class::Other;
             hot.last_time = now;
-            self.enter(slot);
+            self.set_last_ts(slot, first.ts);
+            self.enter(slot, tuple.hash);
             slot
         });
+        let mut last_ts = self.last_ts(slot);
         for held in datagram.frames {
-            self.held_frame(slot, held, sink);
+            last_ts = last_ts.max(held.ts);
+            self.cold[slot as usize].frames_apart += i64::from(held.owns_frame);
+            self.held_frame(slot, tuple.hash, held, sink);
         }
+        self.set_last_ts(slot, last_ts);
     }
 
     /// What the decoder asks about a session.
     pub(super) fn counted(&self, slot: u32) -> Counted {
-        let hot = &self.hot[slot as usize];
-        let [low, high] = hot.key.ends();
-        let resp = if hot.orig_is_low { high } else { low };
-        Counted { responder_port: resp.1, tunnel_refused: hot.tunnel_refused }
+        let [_, resp] = self.ends(slot);
+        let tunnel_refused = self.cold[slot as usize].tunnel_refused;
+        Counted { responder_port: resp.1, tunnel_refused }
     }
 
     pub(super) fn refuse_tunnel(&mut self, slot: u32) {
-        self.hot[slot as usize].tunnel_refused = true;
+        self.cold[slot as usize].tunnel_refused = true;
     }
-}
-
-/// The TCP segment in a packet.
-#[inline]
-fn segment(packet: &Packet<'_>) -> Option<Segment> {
-    let Net::Ip { transport: Header::Tcp { seq, ack, flags, window, .. }, payload_len, .. } =
-        packet.net
-    else {
-        return None;
-    };
-    let whole = packet.payload.len() as u64 >= u64::from(payload_len);
-    Some(Segment { seq, ack, flags, window, len: payload_len, whole, room: true })
 }

@@ -1,26 +1,28 @@
 //! The table itself: slots, lookup, timers, eviction.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use crate::config::{ConfigError, FlowConfig, Network, Timeouts};
-use crate::frame::Frame;
-use crate::key::FlowHasher;
+use crate::frame::{Frame, PcapPosition};
+use crate::key::{BriefKey, FlowHash, FlowHasher, PackedKey};
+use crate::memory::Memory;
 use crate::record::{RowReason, Uid};
 use crate::service::Services;
 use crate::sink::Sink;
 use crate::stats::FlowStats;
+use crate::tcp::Tcp;
 use crate::time::{Nanos, NanosDelta};
 use crate::timer::{Class, DNS_LOOK, DNS_SILENCE, IdleLimits, linger_look};
 use crate::uid::UidSource;
 
 use super::index::{self, Index};
 use super::lists::{ByLimit, ByRow, List};
-use super::session::{Cold, Hot, Kind, Links, NONE, Transport};
+use super::session::{self, Cold, Flags, Hot, Kind, Links, NONE, Place};
 use super::tuple::Tuple;
 
 /// Bytes that one session takes, its share of the index included.
-pub(super) const BYTES_PER_SESSION: usize =
-    size_of::<Hot>() + size_of::<Cold>() + index::BYTES_PER_SESSION;
+pub(super) const BYTES_PER_SESSION: usize = session::BYTES + index::BYTES_PER_SESSION;
 
 /// Sessions that one frame's time may expire or give a row: what is left waits for the next
 /// frame, so that no frame takes unbounded work. Sessions that are found by a frame of their own
@@ -77,7 +79,7 @@ impl ServerPorts {
 
 /// Everything but the decoder.
 #[derive(Debug)]
-pub(super) struct Core {
+pub(super) struct Core<M> {
     pub(super) hasher: FlowHasher,
     pub(super) vlan_in_key: bool,
     /// Whether other workers may see the other direction of a session.
@@ -87,7 +89,10 @@ pub(super) struct Core {
     pub(super) timeouts: Timeouts,
     pub(super) uids: UidSource,
     pub(super) services: Services,
+    /// A session's parts lie at its slot in each of these.
     pub(super) hot: Vec<Hot>,
+    pub(super) tcp: Vec<Tcp>,
+    pub(super) places: Vec<Place>,
     pub(super) cold: Vec<Cold>,
     pub(super) stats: FlowStats,
     pub(super) clock: Nanos,
@@ -103,14 +108,26 @@ pub(super) struct Core {
     capacity: usize,
     by_limit: [List<ByLimit>; Class::COUNT],
     by_row: List<ByRow>,
+    /// No session has been given a row later than this.
+    latest_row: Nanos,
+    /// Where the frame lies that was recorded last: a session keeps half of a segment's number.
+    pub(super) recorded: PcapPosition,
     /// No session expires and none is due a row before this.
     next_due: Nanos,
     /// The earliest time of a frame that came later than its session's last row, and the clock
     /// when the last such frame came.
     late: Option<(Nanos, Nanos)>,
+    memory: PhantomData<M>,
 }
 
-impl Core {
+/// Room for `capacity` of a part, touched only as sessions come.
+fn room<M: Memory, T>(capacity: usize) -> Vec<T> {
+    let part: Vec<T> = Vec::with_capacity(capacity);
+    M::settle(part.as_ptr().cast(), capacity.saturating_mul(size_of::<T>()));
+    part
+}
+
+impl<M: Memory> Core<M> {
     pub(super) fn new(config: FlowConfig) -> Result<Self, ConfigError> {
         let capacity = config.table_bytes / BYTES_PER_SESSION;
         if capacity == 0 {
@@ -134,22 +151,26 @@ impl Core {
             timeouts: config.timeouts,
             uids: UidSource::new(config.uid_seed, config.worker),
             services: Services::new(SERVICE_SLOTS.min(capacity as u32)),
-            // Room for all, touched only as sessions come.
-            hot: Vec::with_capacity(capacity),
-            cold: Vec::with_capacity(capacity),
+            hot: room::<M, _>(capacity),
+            tcp: room::<M, _>(capacity),
+            places: room::<M, _>(capacity),
+            cold: room::<M, _>(capacity),
             stats: FlowStats { capacity: capacity as u64, ..FlowStats::default() },
             clock: Nanos::MIN,
             holed: 0,
             max_holed: (capacity / HOLED_SHARE) as u32 + HOLED_LEAST,
             limits: IdleLimits::new(&config.timeouts),
             interim: config.interim,
-            index: Index::new(capacity),
+            index: Index::new::<M>(capacity),
             free: NONE,
             capacity,
             by_limit: std::array::from_fn(|_| List::default()),
             by_row: List::default(),
+            latest_row: Nanos::MIN,
+            recorded: PcapPosition { worker: config.worker, segment: 0, offset: 0 },
             next_due: Nanos::MAX,
             late: None,
+            memory: PhantomData,
         })
     }
 
@@ -163,32 +184,53 @@ impl Core {
         self.uids.uid(self.cold[slot as usize].serial)
     }
 
-    /// Brings the index's cache line of a key near.
+    /// Sends for the index's cache line of a key.
     #[inline]
-    pub(super) fn touch_index(&self, tuple: &Tuple) -> u32 {
-        self.index.touch(tuple.hash)
+    pub(super) fn fetch_index(&self, tuple: &Tuple) {
+        M::fetch(self.index.home_of(tuple.hash));
     }
 
-    /// Brings the cache lines of a key's session near.
+    /// Sends for the cache lines of a key's session, and tells its slot: a guess.
     #[inline]
-    pub(super) fn touch_session(&self, tuple: &Tuple) -> u32 {
-        let Some(hot) = self.index.likely(tuple.hash).and_then(|slot| self.hot.get(slot as usize))
-        else {
-            return 0;
-        };
-        let near = hot.hash.0 as u32 ^ hot.seen ^ hot.frames as u32 ^ hot.interim.next;
-        match &hot.transport {
-            Transport::Tcp(tcp) => near ^ tcp.touch(),
-            Transport::Datagram(_) => near,
+    pub(super) fn fetch_session(&self, tuple: &Tuple) -> u32 {
+        let Some(slot) = self.index.likely(tuple.hash) else { return NONE };
+        if let Some(hot) = self.hot.get(slot as usize) {
+            M::fetch(hot);
         }
+        if tuple.kind == Kind::Tcp
+            && let Some(tcp) = self.tcp.get(slot as usize)
+        {
+            M::fetch(tcp);
+        }
+        slot
     }
 
-    /// The living session of a key.
+    /// Whether a slot holds the living session of a key.
     #[inline]
-    pub(super) fn find(&self, tuple: &Tuple) -> Option<u32> {
-        self.index.find(tuple.hash, |slot| {
-            self.hot.get(slot as usize).is_some_and(|hot| hot.key == tuple.key)
-        })
+    fn holds(&self, slot: u32, tuple: &Tuple, brief: BriefKey) -> bool {
+        self.hot.get(slot as usize).is_some_and(|hot| hot.key == brief)
+            && (brief.is_whole() || self.cold[slot as usize].key == tuple.key)
+    }
+
+    /// The living session of a key; `guess` may be its slot.
+    #[inline]
+    pub(super) fn find(&self, tuple: &Tuple, guess: u32) -> Option<u32> {
+        let brief = tuple.key.brief(tuple.hash);
+        if self.holds(guess, tuple, brief) {
+            return Some(guess);
+        }
+        self.index.find(tuple.hash, |slot| self.holds(slot, tuple, brief))
+    }
+
+    /// The key of a session.
+    #[inline]
+    pub(super) fn key(&self, slot: u32) -> PackedKey {
+        self.hot[slot as usize].key.whole().unwrap_or_else(|| self.cold[slot as usize].key)
+    }
+
+    /// The hash of a session's key.
+    pub(super) fn hash(&self, slot: u32) -> FlowHash {
+        self.hasher.hash_packed(&self.key(slot))
     }
 
     /// A free slot, made free by eviction if need be.
@@ -198,11 +240,13 @@ impl Core {
         }
         let slot = if self.free == NONE {
             self.hot.push(Hot::default());
+            self.tcp.push(Tcp::default());
+            self.places.push(Place::default());
             self.cold.push(Cold::default());
             (self.hot.len() - 1) as u32
         } else {
             let slot = self.free;
-            self.free = self.hot[slot as usize].limit.next;
+            self.free = self.places[slot as usize].limit.next;
             slot
         };
         self.stats.sessions += 1;
@@ -210,34 +254,38 @@ impl Core {
     }
 
     /// Puts a filled slot where it is found, expires and gets rows.
-    pub(super) fn enter(&mut self, slot: u32) {
+    pub(super) fn enter(&mut self, slot: u32, hash: FlowHash) {
         let hot = &mut self.hot[slot as usize];
-        hot.row_time = self.clock;
         hot.moved = coarse(self.clock);
-        self.index.insert(hot.hash, slot);
         let class = hot.class;
-        self.by_limit[class as usize].push_back(&mut self.hot, slot);
-        self.by_row.push_back(&mut self.hot, slot);
+        self.places[slot as usize].row_time = self.clock;
+        self.latest_row = self.latest_row.max(self.clock);
+        self.index.insert(hash, slot);
+        self.by_limit[class as usize].push_back(&mut self.places, slot);
+        self.by_row.push_back(&mut self.places, slot);
         self.next_due = self.next_due.min(self.due(slot)).min(self.clock + self.interim);
     }
 
     /// Takes a session out of the table.
     fn leave(&mut self, slot: u32) {
-        let hot = &self.hot[slot as usize];
-        let (hash, class) = (hot.hash, hot.class);
-        self.index.remove(hash, slot);
-        self.by_limit[class as usize].remove(&mut self.hot, slot);
-        self.by_row.remove(&mut self.hot, slot);
+        let hash = self.hash(slot);
         let hot = &mut self.hot[slot as usize];
+        let class = hot.class;
+        // Nobody finds it here any more.
+        hot.key = BriefKey::default();
+        self.index.remove(hash, slot);
+        self.by_limit[class as usize].remove(&mut self.places, slot);
+        self.by_row.remove(&mut self.places, slot);
         // Gives back what the session holds outside the table.
-        if let Transport::Tcp(tcp) = &hot.transport {
+        if Kind::of(class) == Kind::Tcp {
+            let tcp = &mut self.tcp[slot as usize];
             self.holed -= u32::from(tcp.has_holes());
+            *tcp = Tcp::default();
         }
-        hot.transport = Transport::default();
         let cold = &mut self.cold[slot as usize];
         cold.parents = None;
         cold.detail = None;
-        hot.limit = Links { prev: NONE, next: self.free };
+        self.places[slot as usize].limit = Links { prev: NONE, next: self.free };
         self.free = slot;
         self.stats.sessions -= 1;
     }
@@ -256,7 +304,7 @@ impl Core {
     pub(super) fn due(&self, slot: u32) -> Nanos {
         let hot = &self.hot[slot as usize];
         if hot.class.has_deadline() {
-            hot.deadline
+            self.places[slot as usize].deadline
         } else {
             hot.last_time + self.limits.of(hot.class)
         }
@@ -295,10 +343,9 @@ impl Core {
     }
 
     fn look_again(&mut self, slot: u32, when: Nanos) -> Nanos {
-        let hot = &mut self.hot[slot as usize];
-        hot.deadline = when;
-        let class = hot.class;
-        self.by_limit[class as usize].move_to_back(&mut self.hot, slot);
+        self.places[slot as usize].deadline = when;
+        let class = self.hot[slot as usize].class;
+        self.by_limit[class as usize].move_to_back(&mut self.places, slot);
         when
     }
 
@@ -324,8 +371,8 @@ impl Core {
     /// Moves a session to the list of another class.
     pub(super) fn set_class(&mut self, slot: u32, class: Class) {
         let old = std::mem::replace(&mut self.hot[slot as usize].class, class);
-        self.by_limit[old as usize].remove(&mut self.hot, slot);
-        self.by_limit[class as usize].push_back(&mut self.hot, slot);
+        self.by_limit[old as usize].remove(&mut self.places, slot);
+        self.by_limit[class as usize].push_back(&mut self.places, slot);
         self.hot[slot as usize].moved = coarse(self.clock);
         self.next_due = self.next_due.min(self.due(slot));
     }
@@ -337,17 +384,17 @@ impl Core {
     pub(super) fn keep_order(&mut self, slot: u32) {
         let hot = &mut self.hot[slot as usize];
         let age = coarse(self.clock).wrapping_sub(hot.moved);
-        if age > (self.limits.of(hot.class).0 >> 33) as u32 && !hot.class.has_deadline() {
+        if age > self.limits.eighth_of(hot.class) && !hot.class.has_deadline() {
             hot.moved = coarse(self.clock);
             let class = hot.class;
-            self.by_limit[class as usize].move_to_back(&mut self.hot, slot);
+            self.by_limit[class as usize].move_to_back(&mut self.places, slot);
         }
     }
 
     /// Notes a frame that is older than its session's last row.
     #[inline]
     pub(super) fn note_time(&mut self, slot: u32, ts: Nanos) {
-        if ts < self.hot[slot as usize].row_time {
+        if ts < self.latest_row && ts < self.places[slot as usize].row_time {
             let earliest = self.late.map_or(ts, |(earliest, _)| earliest.min(ts));
             self.late = Some((earliest, self.clock));
         }
@@ -388,7 +435,7 @@ impl Core {
             }
         }
         while let Some(slot) = self.by_row.head() {
-            let row_time = self.hot[slot as usize].row_time;
+            let row_time = self.places[slot as usize].row_time;
             let due = row_time + self.interim;
             if now < due && !self.is_of_other_clock(row_time, now) {
                 next_due = next_due.min(due);
@@ -399,11 +446,17 @@ impl Core {
                 next_due = now;
                 break;
             }
-            if self.hot[slot as usize].news {
+            let hot = &mut self.hot[slot as usize];
+            // A session that moved long ago stays so: half the circle of `moved` is the past.
+            if coarse(now).wrapping_sub(hot.moved) > OLD {
+                hot.moved = coarse(now).wrapping_sub(OLD);
+            }
+            if hot.flags.has(Flags::NEWS) {
                 self.write_row(slot, RowReason::Interim, sink);
             }
-            self.hot[slot as usize].row_time = now;
-            self.by_row.move_to_back(&mut self.hot, slot);
+            self.places[slot as usize].row_time = now;
+            self.latest_row = self.latest_row.max(now);
+            self.by_row.move_to_back(&mut self.places, slot);
         }
         self.next_due = next_due;
     }
@@ -412,7 +465,7 @@ impl Core {
     #[cold]
     fn evict(&mut self, sink: &mut impl Sink) {
         let heads = self.by_limit.iter().filter_map(List::head);
-        let oldest = heads.min_by_key(|&slot| self.hot[slot as usize].last_ts);
+        let oldest = heads.min_by_key(|&slot| self.last_ts(slot));
         let Some(slot) = oldest else { return };
         let now = self.clock;
         let reason = self.over(slot, now).unwrap_or(RowReason::Evicted);
@@ -431,7 +484,7 @@ impl Core {
 
     pub(super) fn complete_through(&self, now: Nanos) -> Nanos {
         let Some(head) = self.by_row.head() else { return now };
-        let row_time = self.hot[head as usize].row_time.min(now);
+        let row_time = self.places[head as usize].row_time.min(now);
         match self.late {
             // Every session has had a row since that frame once the head's row is younger.
             Some((earliest, clock)) if row_time <= clock => row_time.min(earliest),
@@ -439,13 +492,35 @@ impl Core {
         }
     }
 
-    pub(super) fn kind(&self, slot: u32) -> Kind {
-        self.hot[slot as usize].kind
+    /// The time of a session's last frame.
+    #[inline]
+    pub(super) fn last_ts(&self, slot: u32) -> Nanos {
+        let hot = &self.hot[slot as usize];
+        if hot.flags.has(Flags::LAST_TS_APART) {
+            self.cold[slot as usize].last_ts
+        } else {
+            hot.last_time
+        }
+    }
+
+    /// Sets the time of a session's last frame, after its `last_time` was set.
+    #[inline]
+    pub(super) fn set_last_ts(&mut self, slot: u32, last_ts: Nanos) {
+        let hot = &mut self.hot[slot as usize];
+        let apart = hot.last_time != last_ts;
+        hot.flags.set(Flags::LAST_TS_APART, apart);
+        if apart {
+            self.cold[slot as usize].last_ts = last_ts;
+        }
     }
 }
 
-/// Time in units of 2^30 ns, about a second; only differences mean anything.
+/// Time in units of 2^30 ns, about a second; only differences mean anything, and only those of
+/// less than half the circle.
 #[inline]
-fn coarse(time: Nanos) -> u32 {
-    (time.0 >> 30) as u32
+fn coarse(time: Nanos) -> u16 {
+    (time.0 >> 30) as u16
 }
+
+/// Half of what [`coarse`] can tell, nine hours.
+const OLD: u16 = 1 << 15;

@@ -5,6 +5,7 @@
 //! so that a lookup knows when to stop and a removal leaves nothing behind.
 
 use crate::key::FlowHash;
+use crate::memory::Memory;
 
 /// Slots in a bucket: as many as a cache line holds.
 const WIDTH: usize = 10;
@@ -34,9 +35,13 @@ pub(super) const BYTES_PER_SESSION: usize = size_of::<Bucket>().div_ceil(TARGET_
 
 impl Index {
     /// An empty index for `capacity` slots.
-    pub(super) fn new(capacity: usize) -> Self {
-        let buckets = capacity.div_ceil(TARGET_LOAD).max(1);
-        Self { buckets: vec![Bucket::default(); buckets] }
+    pub(super) fn new<M: Memory>(capacity: usize) -> Self {
+        let count = capacity.div_ceil(TARGET_LOAD).max(1);
+        let mut buckets: Vec<Bucket> = Vec::with_capacity(count);
+        // Before it is touched for the first time.
+        M::settle(buckets.as_ptr().cast(), count.saturating_mul(size_of::<Bucket>()));
+        buckets.resize(count, Bucket::default());
+        Self { buckets }
     }
 
     #[inline]
@@ -55,11 +60,10 @@ impl Index {
         if at + 1 == self.buckets.len() { 0 } else { at + 1 }
     }
 
-    /// Reads the hash's bucket, so that it is near when [`Self::find`] comes; the result only
-    /// keeps the read alive.
+    /// The cache line at which [`Self::find`] begins.
     #[inline]
-    pub(super) fn touch(&self, hash: FlowHash) -> u32 {
-        self.buckets[self.home(hash)].passed
+    pub(super) fn home_of(&self, hash: FlowHash) -> &impl Sized {
+        &self.buckets[self.home(hash)]
     }
 
     /// The first slot whose tag fits, without looking further: what a lookup will most likely
@@ -133,6 +137,7 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Plain;
     use proptest::prelude::*;
 
     proptest! {
@@ -140,7 +145,7 @@ mod tests {
         /// the collisions.
         #[test]
         fn behaves_like_a_map(steps in prop::collection::vec((0_u64..4, 0_u32..64), 1..400)) {
-            let mut index = Index::new(64);
+            let mut index = Index::new::<Plain>(64);
             let mut present = std::collections::BTreeMap::new();
             for (home, slot) in steps {
                 // Few homes and few tags: buckets overflow.

@@ -1,10 +1,10 @@
-//! Lists of sessions, linked through the sessions themselves.
+//! Lists of sessions, linked through their places.
 
-use super::session::{Hot, Links, NONE};
+use super::session::{Links, NONE, Place};
 
 /// Which of a session's links a list runs through.
 pub(super) trait Through {
-    fn links(session: &mut Hot) -> &mut Links;
+    fn links(place: &mut Place) -> &mut Links;
 }
 
 /// Sessions under one idle limit.
@@ -13,8 +13,8 @@ pub(super) struct ByLimit;
 
 impl Through for ByLimit {
     #[inline]
-    fn links(session: &mut Hot) -> &mut Links {
-        &mut session.limit
+    fn links(place: &mut Place) -> &mut Links {
+        &mut place.limit
     }
 }
 
@@ -24,8 +24,8 @@ pub(super) struct ByRow;
 
 impl Through for ByRow {
     #[inline]
-    fn links(session: &mut Hot) -> &mut Links {
-        &mut session.interim
+    fn links(place: &mut Place) -> &mut Links {
+        &mut place.interim
     }
 }
 
@@ -49,34 +49,34 @@ impl<T: Through> List<T> {
         (self.head != NONE).then_some(self.head)
     }
 
-    pub(super) fn push_back(&mut self, sessions: &mut [Hot], slot: u32) {
-        *T::links(&mut sessions[slot as usize]) = Links { prev: self.tail, next: NONE };
+    pub(super) fn push_back(&mut self, places: &mut [Place], slot: u32) {
+        *T::links(&mut places[slot as usize]) = Links { prev: self.tail, next: NONE };
         if self.tail == NONE {
             self.head = slot;
         } else {
-            T::links(&mut sessions[self.tail as usize]).next = slot;
+            T::links(&mut places[self.tail as usize]).next = slot;
         }
         self.tail = slot;
     }
 
-    pub(super) fn remove(&mut self, sessions: &mut [Hot], slot: u32) {
-        let Links { prev, next } = std::mem::take(T::links(&mut sessions[slot as usize]));
+    pub(super) fn remove(&mut self, places: &mut [Place], slot: u32) {
+        let Links { prev, next } = std::mem::take(T::links(&mut places[slot as usize]));
         if prev == NONE {
             self.head = next;
         } else {
-            T::links(&mut sessions[prev as usize]).next = next;
+            T::links(&mut places[prev as usize]).next = next;
         }
         if next == NONE {
             self.tail = prev;
         } else {
-            T::links(&mut sessions[next as usize]).prev = prev;
+            T::links(&mut places[next as usize]).prev = prev;
         }
     }
 
-    pub(super) fn move_to_back(&mut self, sessions: &mut [Hot], slot: u32) {
+    pub(super) fn move_to_back(&mut self, places: &mut [Place], slot: u32) {
         if self.tail != slot {
-            self.remove(sessions, slot);
-            self.push_back(sessions, slot);
+            self.remove(places, slot);
+            self.push_back(places, slot);
         }
     }
 }
@@ -87,17 +87,17 @@ mod tests {
 
     #[test]
     fn a_list_keeps_its_order() {
-        let mut sessions: Vec<Hot> = (0..4).map(|_| Hot::default()).collect();
+        let mut places = [Place::default(); 4];
         let mut list = List::<ByLimit>::default();
         for slot in 0..4 {
-            list.push_back(&mut sessions, slot);
+            list.push_back(&mut places, slot);
         }
-        list.remove(&mut sessions, 2);
-        list.move_to_back(&mut sessions, 0);
+        list.remove(&mut places, 2);
+        list.move_to_back(&mut places, 0);
         let mut order = Vec::new();
         while let Some(slot) = list.head() {
             order.push(slot);
-            list.remove(&mut sessions, slot);
+            list.remove(&mut places, slot);
         }
         assert_eq!(order, [1, 3, 0]);
     }

@@ -1,9 +1,10 @@
 //! The sessions of one worker.
 //!
 //! A batch of frames goes through three stages, so that the memory of one frame's session is on
-//! its way while others are worked on: decode the headers and hash the key of every frame; find
-//! each one's likely session and read a word of every cache line that accounting will need; then
-//! account them in order. Only the last stage changes anything, so the first two may guess.
+//! its way while others are worked on: decode the headers of every frame, hash its key and send
+//! for the index's line; find each one's likely session and send for every line that accounting
+//! will need; then account them in order. Only the last stage changes anything, so the first two
+//! may guess.
 
 mod account;
 mod core;
@@ -11,14 +12,14 @@ mod index;
 mod lists;
 mod row;
 mod session;
+mod stream;
 mod tuple;
-
-use std::hint::black_box;
 
 use crate::config::{ConfigError, FlowConfig};
 use crate::decode::{Counted, Decoded, Decoder, HeldFrame, IncompleteDatagram, PacketVisitor};
 use crate::frame::Frame;
 use crate::key::FlowHash;
+use crate::memory::{Memory, Plain};
 use crate::packet::Packet;
 use crate::record::Uid;
 use crate::sink::{Mark, Sink};
@@ -37,23 +38,23 @@ const MAX_PARENTS: usize = 16;
 
 /// The sessions of one worker: a fixed number of them at most, in memory that grows no further
 /// once that number has been reached.
+///
+/// `M` is how memory can be asked for things; see [`crate::memory`].
 #[derive(Debug)]
-pub struct SessionTable {
+pub struct SessionTable<M = Plain> {
     decoder: Decoder,
-    core: Core,
+    core: Core<M>,
     /// Where the recorder keeps the number of [`FlowHash::UNREAD`].
     unread: Mark,
 }
 
 impl SessionTable {
-    /// An empty table.
+    /// An empty table in plain memory.
     ///
     /// # Errors
     /// A field of the configuration that cannot be used.
     pub fn new(config: FlowConfig) -> Result<Self, ConfigError> {
-        config.validate()?;
-        let decoder = Decoder::new(&config);
-        Ok(Self { decoder, core: Core::new(config)?, unread: Mark::default() })
+        Self::in_memory(config)
     }
 
     /// Bytes that one session takes, its share of the index included.
@@ -61,29 +62,43 @@ impl SessionTable {
     pub const fn bytes_per_session() -> usize {
         core::BYTES_PER_SESSION
     }
+}
 
-    /// Accounts a batch of frames, in order. Each frame's own time moves the timers.
+impl<M: Memory> SessionTable<M> {
+    /// An empty table.
+    ///
+    /// # Errors
+    /// A field of the configuration that cannot be used.
+    pub fn in_memory(config: FlowConfig) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let decoder = Decoder::new(&config);
+        Ok(Self { decoder, core: Core::new(config)?, unread: Mark::default() })
+    }
+
+    /// Accounts a batch of frames, in order, all of them recorded by one worker or not at all.
+    /// Each frame's own time moves the timers.
     pub fn observe_batch(&mut self, frames: &[Frame<'_>], sink: &mut impl Sink) {
         for chunk in frames.chunks(PIPELINE) {
             let mut plain: [Option<(Packet<'_>, Tuple)>; PIPELINE] = [None; PIPELINE];
-            let mut near = 0;
-            for (slot, frame) in plain.iter_mut().zip(chunk) {
-                *slot = self.decoder.fast(frame).and_then(|packet| {
+            for (place, frame) in plain.iter_mut().zip(chunk) {
+                *place = self.decoder.fast(frame).and_then(|packet| {
                     let tuple = self.core.tuple(&packet)?;
-                    near ^= self.core.touch_index(&tuple);
+                    self.core.fetch_index(&tuple);
                     Some((packet, tuple))
                 });
             }
-            for (_, tuple) in plain.iter().flatten() {
-                near ^= self.core.touch_session(tuple);
+            let mut guesses = [session::NONE; PIPELINE];
+            for (guess, plain) in guesses.iter_mut().zip(&plain) {
+                if let Some((_, tuple)) = plain {
+                    *guess = self.core.fetch_session(tuple);
+                }
             }
-            black_box(near);
-            for (plain, frame) in plain.iter().zip(chunk) {
+            for ((plain, guess), frame) in plain.iter().zip(guesses).zip(chunk) {
                 self.core.tick(frame.ts, sink);
                 match plain {
                     Some((packet, tuple)) => {
                         self.core.count_frame(frame);
-                        self.core.packet(packet, tuple, &Origin::of(frame), &[], &[], sink);
+                        self.core.packet(packet, tuple, guess, &Origin::of(frame), sink);
                     }
                     None => self.decode(frame, sink),
                 }
@@ -92,6 +107,7 @@ impl SessionTable {
         self.refresh_stats();
     }
 
+    #[inline(never)]
     fn decode(&mut self, frame: &Frame<'_>, sink: &mut impl Sink) {
         let Self { decoder, core, unread } = self;
         core.count_frame(frame);
@@ -156,8 +172,8 @@ impl SessionTable {
 }
 
 /// Accounts the packets of one frame that took the long way through the decoder.
-struct Visitor<'a, S> {
-    core: &'a mut Core,
+struct Visitor<'a, M, S> {
+    core: &'a mut Core<M>,
     origin: Origin,
     sink: &'a mut S,
     /// Sessions of the packets around the next one, outermost first.
@@ -167,14 +183,14 @@ struct Visitor<'a, S> {
     last: u32,
 }
 
-impl<'a, S: Sink> Visitor<'a, S> {
-    fn new(core: &'a mut Core, origin: Origin, sink: &'a mut S) -> Self {
+impl<'a, M: Memory, S: Sink> Visitor<'a, M, S> {
+    fn new(core: &'a mut Core<M>, origin: Origin, sink: &'a mut S) -> Self {
         let last = session::NONE;
         Self { core, origin, sink, parents: [Uid::default(); MAX_PARENTS], depth: 0, last }
     }
 }
 
-impl<S: Sink> PacketVisitor for Visitor<'_, S> {
+impl<M: Memory, S: Sink> PacketVisitor for Visitor<'_, M, S> {
     fn packet(&mut self, packet: &Packet<'_>, earlier: &[HeldFrame]) -> Counted {
         self.depth = usize::from(packet.depth).min(MAX_PARENTS);
         if !packet.owns_frame && tuple::is_empty_header(packet) {
@@ -182,7 +198,7 @@ impl<S: Sink> PacketVisitor for Visitor<'_, S> {
         }
         let parents = self.parents.get(..self.depth).unwrap_or(&[]);
         let tuple = self.core.any_tuple(packet);
-        let slot = self.core.packet(packet, &tuple, &self.origin, earlier, parents, self.sink);
+        let slot = self.core.any_packet(packet, &tuple, &self.origin, earlier, parents, self.sink);
         self.last = slot;
         if let Some(parent) = self.parents.get_mut(self.depth) {
             *parent = self.core.uid(slot);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::key::{
     Address, FlowHash, ICMP_CODE_MARK, MacAddr, PackedKey, Protocol, SessionKey, icmp_counterpart,
 };
+use crate::memory::Memory;
 use crate::packet::{Link, Net, Packet, TcpFlags, Transport as Header};
 
 use super::core::Core;
@@ -23,7 +24,7 @@ pub(super) struct Tuple {
     pub(super) kind: Kind,
 }
 
-impl Core {
+impl<M: Memory> Core<M> {
     #[inline]
     fn vlans(&self, link: &Link) -> (u16, u16) {
         if self.vlan_in_key {

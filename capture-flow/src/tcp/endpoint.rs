@@ -29,7 +29,8 @@ impl EndState {
     }
 }
 
-/// One end. Sequence numbers as on the wire, with the number of times they wrapped.
+/// One end, as far as its every segment needs it: 48 bytes, so that both ends and what they share
+/// are two cache lines. Sequence numbers as on the wire, with the number of times they wrapped.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Endpoint {
     pub(crate) state: EndState,
@@ -47,20 +48,28 @@ pub(crate) struct Endpoint {
     ack_seq: u32,
     seq_wraps: u32,
     ack_wraps: u32,
+    pub(super) gaps: u32,
+    /// Relative number up to which everything was seen or given up.
+    pub(super) delivered: Relative,
+    /// Relative number up to which everything was acknowledged or given up.
+    pub(super) trimmed: Relative,
+}
+
+/// What few segments of an end need. It lies where rows are made from.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rare {
     /// Relative number one past the FIN.
     pub(super) fin_seq: u64,
     /// Relative numbers of the last SYN, FIN and RST: a new number is worth a new letter.
     pub(super) last_syn: u64,
     pub(super) last_fin: u64,
     pub(super) last_rst: u64,
-    pub(super) bad_checksums: u32,
+    pub(crate) bad_checksums: u32,
     pub(super) retransmissions: u32,
     pub(super) zero_windows: u32,
-    pub(super) gaps: u32,
-    /// Relative number up to which everything was seen or given up.
-    pub(super) delivered: Relative,
-    /// Relative number up to which everything was acknowledged or given up.
-    pub(super) trimmed: Relative,
+    /// While nothing was heard of it: the highest of its numbers that the other end acknowledged, as
+    /// on the wire.
+    pub(super) unheard_acked: Option<u32>,
 }
 
 /// A relative sequence number; the stream starts at 1, behind the SYN.

@@ -9,7 +9,7 @@ mod half;
 mod notes;
 mod reassembly;
 
-pub(crate) use endpoint::{EndState, Endpoint};
+pub(crate) use endpoint::{EndState, Endpoint, Rare};
 pub use half::HalfStream;
 pub(crate) use half::Missed;
 pub(crate) use notes::Notes;
@@ -39,7 +39,7 @@ pub(crate) struct Segment {
 
 impl Segment {
     #[inline]
-    fn syn(&self) -> bool {
+    pub(crate) fn syn(&self) -> bool {
         self.flags.has(TcpFlags::SYN)
     }
 
@@ -81,8 +81,10 @@ pub(crate) struct Effect {
     pub(crate) payload_offset: Option<u32>,
 }
 
-/// The TCP half of a session.
+/// The TCP half of a session, as far as its every segment needs it: two cache lines. The rest is
+/// [`Rare`].
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub(crate) struct Tcp {
     /// Originator and responder.
     ends: [Endpoint; 2],
@@ -90,6 +92,8 @@ pub(crate) struct Tcp {
     pub(crate) missed_bytes: u64,
     /// Sequence ranges beyond a hole; none for a session in order.
     beyond: Option<Box<OutOfOrder>>,
+    /// History letters noted, see [`Notes`].
+    pub(crate) seen: u32,
     partial: bool,
     /// Whether any segment was seen from the originator, the responder.
     first_seen: [bool; 2],
@@ -97,9 +101,11 @@ pub(crate) struct Tcp {
     handshake_done: bool,
     /// Whether another worker may see the other direction.
     halves: bool,
-    /// In half a session: the highest number acknowledged of the end that was not heard.
-    unheard_acked: Option<u32>,
+    /// Whether the session has the long idle limit of interactive ones.
+    pub(crate) interactive: bool,
 }
+
+const _: () = assert!(size_of::<Tcp>() == 128);
 
 const ORIG: usize = 0;
 const RESP: usize = 1;
@@ -119,12 +125,6 @@ impl Tcp {
     #[inline]
     pub(crate) fn resp(&self) -> &Endpoint {
         &self.ends[RESP]
-    }
-
-    /// Reads a word of each cache line, so that they are near when a segment comes.
-    #[inline]
-    pub(crate) fn touch(&self) -> u32 {
-        self.ends[ORIG].start_seq ^ self.ends[RESP].start_seq ^ self.ends[RESP].gaps
     }
 
     /// Whether both sides closed: later frames leave the duration alone.
@@ -173,36 +173,30 @@ impl Tcp {
         !reversed_handshake
     }
 
-    /// Notes a segment whose checksum is wrong.
-    pub(crate) fn bad_checksum(&mut self, is_orig: bool, notes: &mut Notes<'_>) {
-        let end = &mut self.ends[usize::from(!is_orig)];
-        notes.scaled(is_orig, &mut end.bad_checksums, b'C');
-    }
-
     /// Accounts a segment.
     pub(crate) fn segment(
         &mut self,
         is_orig: bool,
         segment: &Segment,
         notes: &mut Notes<'_>,
+        rare: &mut [Rare; 2],
     ) -> Effect {
         let mut effect = Effect::default();
-        // Roles can swap on the way: `me` and `you` follow the ends, not the roles.
+        // Roles can swap on the way: `me` follows the end, not the role.
         let mut me = usize::from(!is_orig);
-        let mut you = 1 - me;
+        let you = 1 - me;
         let role = is_orig;
 
         self.set_partial_status(me, segment);
         let past = segment.seq.wrapping_add(segment.seq_len());
         self.ends[me].begin(segment.syn(), segment.seq, past);
         let (rel_seq, underflow) = self.ends[me].relative_seq(segment.seq);
-        self.note_flags(me, role, segment, rel_seq, notes);
-        self.note_window(me, role, segment, notes);
+        note_flags(&mut rare[me], role, segment, rel_seq, notes);
+        self.note_window(&mut rare[me], role, segment, notes);
 
         if segment.fin() {
-            let end = &mut self.ends[me];
-            end.fin_seen = true;
-            end.fin_seq = rel_seq.wrapping_add(u64::from(segment.seq_len()));
+            self.ends[me].fin_seen = true;
+            rare[me].fin_seq = rel_seq.wrapping_add(u64::from(segment.seq_len()));
         }
 
         let mut rel_ack = 0;
@@ -210,7 +204,7 @@ impl Tcp {
             let peer = &mut self.ends[you];
             if peer.state == EndState::Inactive {
                 if self.halves && !segment.rst() {
-                    let known = self.unheard_acked.get_or_insert(segment.ack);
+                    let known = rare[you].unheard_acked.get_or_insert(segment.ack);
                     *known = endpoint::later(*known, segment.ack);
                 }
                 rel_ack = 1;
@@ -227,14 +221,15 @@ impl Tcp {
         }
 
         if self.ends[me].update_last(past, segment) {
-            notes.scaled(role, &mut self.ends[me].retransmissions, b'T');
+            notes.scaled(role, &mut rare[me].retransmissions, b'T');
         }
         let before = (self.ends[ORIG].state, self.ends[RESP].state);
-        let do_close = self.advance_state(&mut me, &mut you, role, segment, notes, &mut effect);
+        let do_close = self.advance_state(&mut me, role, segment, notes, rare, &mut effect);
+        let you = 1 - me;
         effect.state_changed |= before != (self.ends[ORIG].state, self.ends[RESP].state);
 
         if segment.has_ack() {
-            self.ack_received(you, rel_ack, notes, &mut effect);
+            self.ack_received(you, rel_ack, notes, &rare[you], &mut effect);
         }
         self.first_seen[usize::from(!role)] = true;
 
@@ -258,8 +253,8 @@ impl Tcp {
 
     /// Swaps the roles of a session whose SYN-ACK was followed by an acknowledgement or data, as
     /// no scan's is.
-    pub(crate) fn flip_after_syn_ack(&mut self) {
-        self.flip();
+    pub(crate) fn flip_after_syn_ack(&mut self, rare: &mut [Rare; 2]) {
+        self.flip(rare);
         self.set_state(RESP, EndState::Established);
     }
 
@@ -274,59 +269,11 @@ impl Tcp {
         }
     }
 
-    fn note_flags(
-        &mut self,
-        me: usize,
-        role: bool,
-        segment: &Segment,
-        rel_seq: u64,
-        notes: &mut Notes<'_>,
-    ) {
-        let end = &mut self.ends[me];
-        let control = segment.flags.0 & (TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST);
-        match control {
-            0 => {
-                if segment.len > 0 {
-                    notes.repeated(role, once::DATA, b'D');
-                } else if segment.has_ack() {
-                    notes.repeated(role, once::ACK, b'A');
-                }
-            }
-            TcpFlags::SYN => {
-                let letter = if segment.has_ack() { b'H' } else { b'S' };
-                if notes.repeated(role, once::SYN, letter) && rel_seq != end.last_syn {
-                    notes.push(role, letter);
-                }
-                end.last_syn = rel_seq;
-            }
-            TcpFlags::FIN => {
-                // A FIN's own number lies behind the segment's data.
-                let fin = rel_seq.wrapping_add(u64::from(segment.len));
-                if notes.repeated(role, once::FIN, b'F') && fin != end.last_fin {
-                    notes.push(role, b'F');
-                }
-                end.last_fin = fin;
-            }
-            TcpFlags::RST => {
-                if notes.repeated(role, once::RST, b'R') && rel_seq != end.last_rst {
-                    notes.push(role, b'R');
-                }
-                end.last_rst = rel_seq;
-            }
-            _ if segment.fin() && segment.rst() => {
-                notes.repeated(role, once::FIN_RST, b'I');
-            }
-            _ => {
-                notes.repeated(role, once::MULTI, b'Q');
-            }
-        }
-    }
-
     /// A zero window is worth a letter unless it comes with or after a reset, or after the peer
     /// said that it has nothing more to send.
-    fn note_window(&mut self, me: usize, role: bool, segment: &Segment, notes: &mut Notes<'_>) {
+    fn note_window(&self, end: &mut Rare, role: bool, segment: &Segment, notes: &mut Notes<'_>) {
         if segment.window == 0 && !segment.rst() && !self.leaves_window_out(role) {
-            notes.scaled(role, &mut self.ends[me].zero_windows, b'W');
+            notes.scaled(role, &mut end.zero_windows, b'W');
         }
     }
 
@@ -340,14 +287,15 @@ impl Tcp {
     fn advance_state(
         &mut self,
         me: &mut usize,
-        you: &mut usize,
         role: bool,
         segment: &Segment,
         notes: &mut Notes<'_>,
+        rare: &mut [Rare; 2],
         effect: &mut Effect,
     ) -> bool {
+        let you = 1 - *me;
         match self.ends[*me].state {
-            EndState::Inactive => self.when_inactive(me, you, role, segment, notes, effect),
+            EndState::Inactive => self.when_inactive(me, role, segment, notes, rare, effect),
             EndState::SynSent | EndState::SynAckSent => {
                 if segment.fin() {
                     self.set_state(*me, EndState::Closed);
@@ -357,9 +305,9 @@ impl Tcp {
                 }
                 segment.fin() || segment.rst()
             }
-            EndState::Established | EndState::Partial => self.when_established(*me, *you, segment),
+            EndState::Established | EndState::Partial => self.when_established(*me, you, segment),
             EndState::Closed => {
-                if !segment.rst() || self.ends[*you].state == EndState::Closed {
+                if !segment.rst() || self.ends[you].state == EndState::Closed {
                     return false;
                 }
                 self.set_state(*me, EndState::Reset);
@@ -372,13 +320,14 @@ impl Tcp {
     fn when_inactive(
         &mut self,
         me: &mut usize,
-        you: &mut usize,
         role: bool,
         segment: &Segment,
         notes: &mut Notes<'_>,
+        rare: &mut [Rare; 2],
         effect: &mut Effect,
     ) -> bool {
         let mut do_close = false;
+        let mut you = 1 - *me;
         if segment.syn() {
             if role {
                 let state =
@@ -386,18 +335,18 @@ impl Tcp {
                 self.set_state(*me, state);
             } else {
                 let reversed = !segment.has_ack()
-                    && self.ends[*you].state == EndState::SynAckSent
+                    && self.ends[you].state == EndState::SynAckSent
                     && segment.seq == self.ends[*me].start_seq;
                 if reversed {
-                    self.flip();
-                    std::mem::swap(me, you);
+                    self.flip(rare);
+                    std::mem::swap(me, &mut you);
                     notes.write(b'^');
                     effect.flipped = true;
-                    self.set_state(*you, EndState::Established);
+                    self.set_state(you, EndState::Established);
                     self.first_seen[ORIG] = true;
                 }
-                if self.ends[*you].state == EndState::SynSent {
-                    self.set_state(*you, EndState::Established);
+                if self.ends[you].state == EndState::SynSent {
+                    self.set_state(you, EndState::Established);
                 }
                 self.set_state(*me, EndState::Established);
             }
@@ -415,7 +364,7 @@ impl Tcp {
                 !role && segment.len == 0 && self.ends[ORIG].state == EndState::SynSent;
             if eccentric_ack {
                 // Some stacks acknowledge a SYN before they answer it.
-            } else if segment.has_ack() && self.ends[*you].state == EndState::Established {
+            } else if segment.has_ack() && self.ends[you].state == EndState::Established {
                 // Only the first SYN is missing.
                 self.set_state(*me, EndState::Established);
                 self.partial = false;
@@ -465,8 +414,9 @@ impl Tcp {
         end.state = state;
     }
 
-    fn flip(&mut self) {
+    fn flip(&mut self, rare: &mut [Rare; 2]) {
         self.ends.swap(ORIG, RESP);
+        rare.swap(ORIG, RESP);
         self.first_seen.swap(ORIG, RESP);
         if let Some(beyond) = &mut self.beyond {
             beyond.swap();
@@ -529,6 +479,48 @@ impl Tcp {
             (SynSent, Inactive) => ConnState::S0,
             (Established, Established) => ConnState::S1,
             _ => ConnState::OTH,
+        }
+    }
+}
+
+/// Writes the letters of a segment's flags.
+#[inline]
+fn note_flags(end: &mut Rare, role: bool, segment: &Segment, rel_seq: u64, notes: &mut Notes<'_>) {
+    let control = segment.flags.0 & (TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST);
+    match control {
+        0 => {
+            if segment.len > 0 {
+                notes.repeated(role, once::DATA, b'D');
+            } else if segment.has_ack() {
+                notes.repeated(role, once::ACK, b'A');
+            }
+        }
+        TcpFlags::SYN => {
+            let letter = if segment.has_ack() { b'H' } else { b'S' };
+            if notes.repeated(role, once::SYN, letter) && rel_seq != end.last_syn {
+                notes.push(role, letter);
+            }
+            end.last_syn = rel_seq;
+        }
+        TcpFlags::FIN => {
+            // A FIN's own number lies behind the segment's data.
+            let fin = rel_seq.wrapping_add(u64::from(segment.len));
+            if notes.repeated(role, once::FIN, b'F') && fin != end.last_fin {
+                notes.push(role, b'F');
+            }
+            end.last_fin = fin;
+        }
+        TcpFlags::RST => {
+            if notes.repeated(role, once::RST, b'R') && rel_seq != end.last_rst {
+                notes.push(role, b'R');
+            }
+            end.last_rst = rel_seq;
+        }
+        _ if segment.fin() && segment.rst() => {
+            notes.repeated(role, once::FIN_RST, b'I');
+        }
+        _ => {
+            notes.repeated(role, once::MULTI, b'Q');
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Which bytes of a stream were seen: gaps, without keeping the bytes (TCP_Reassembler).
 
-use super::endpoint::Relative;
+use super::endpoint::{Rare, Relative};
 use super::half::HalfStream;
 use super::{Effect, EndState, Endpoint, Notes, ORIG, Tcp};
 
@@ -150,7 +150,7 @@ impl Tcp {
     }
 
     /// What the only end that was heard tells of the streams of both.
-    pub(crate) fn half(&self) -> Option<HalfStream> {
+    pub(crate) fn half(&self, rare: &[Rare; 2]) -> Option<HalfStream> {
         let who = usize::from(!self.first_seen[ORIG]);
         if !self.is_half(who) {
             return None;
@@ -165,11 +165,11 @@ impl Tcp {
         Some(HalfStream {
             start_seq: end.start_seq,
             seen,
-            fin_seq: end.fin_seen.then_some(end.fin_seq),
+            fin_seq: end.fin_seen.then_some(rare[who].fin_seq),
             is_followed: !end.skip,
             holes: holes.into_boxed_slice(),
             given_up: self.beyond.as_ref().map_or((0, 0), |beyond| beyond.given_up),
-            acked: self.unheard_acked,
+            acked: rare[1 - who].unheard_acked,
         })
     }
 
@@ -201,11 +201,12 @@ impl Tcp {
         who: usize,
         mut seq: u64,
         notes: &mut Notes<'_>,
+        rare: &Rare,
         effect: &mut Effect,
     ) {
         let end = &self.ends[who];
-        if end.fin_seen && seq >= end.fin_seq {
-            seq = end.fin_seq.wrapping_sub(1);
+        if end.fin_seen && seq >= rare.fin_seq {
+            seq = rare.fin_seq.wrapping_sub(1);
         }
         if seq <= end.trimmed.0 {
             return;

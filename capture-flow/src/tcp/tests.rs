@@ -6,6 +6,7 @@ use crate::time::Nanos;
 /// A session driven by hand: sequence numbers relative to the two initial ones.
 struct Session {
     tcp: Tcp,
+    rare: [Rare; 2],
     seen: u32,
     history: History,
     times: LetterTimes,
@@ -20,7 +21,7 @@ const RST: u8 = TcpFlags::RST;
 impl Session {
     fn new(isn: [u32; 2]) -> Self {
         let (history, times) = (History::default(), LetterTimes::default());
-        Self { tcp: Tcp::default(), seen: 0, history, times, isn }
+        Self { tcp: Tcp::default(), rare: Default::default(), seen: 0, history, times, isn }
     }
 
     fn established(isn: [u32; 2]) -> Self {
@@ -52,7 +53,7 @@ impl Session {
             times: &mut self.times,
             now: Nanos::default(),
         };
-        self.tcp.segment(is_orig, &segment, &mut notes)
+        self.tcp.segment(is_orig, &segment, &mut notes, &mut self.rare)
     }
 
     fn outcome(&self) -> (&str, ConnState, [u64; 2], u64) {
@@ -108,7 +109,7 @@ fn without_room_a_hole_is_forgotten() {
         times: &mut session.times,
         now: Nanos::default(),
     };
-    session.tcp.segment(true, &segment, &mut notes);
+    session.tcp.segment(true, &segment, &mut notes, &mut session.rare);
     session.say(false, ACK, 1, 31, 0);
     assert!(!session.tcp.has_holes());
     assert_eq!(session.outcome().3, 0);

@@ -20,6 +20,7 @@ use xsk_rs::umem::frame::FrameDesc;
 use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue, Umem};
 
 use super::BATCH;
+use crate::memory;
 
 /// Pieces of a frame at most. 64 KiB, more than any frame has, are 37 of the smallest chunks.
 pub(super) const MAX_PIECES: usize = 64;
@@ -270,16 +271,7 @@ impl Memory {
     /// Asks the cache for the line of a byte that will be read soon.
     #[inline]
     fn prefetch(&self, at: usize) {
-        let place = self.base.wrapping_add(at);
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a hint that every x86-64 knows: it reads nothing into the program and never
-        // faults, wherever it points.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(place.cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = place;
+        memory::prefetch(self.base.wrapping_add(at));
     }
 
     #[inline]

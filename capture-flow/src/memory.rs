@@ -1,0 +1,26 @@
+//! What the session table would like of the machine's memory.
+//!
+//! Millions of sessions lie in memory that no cache holds, so a frame's time is mostly that of
+//! waiting for its session. Two wishes shorten it, and neither can be told the machine in safe
+//! Rust: the engine knows how, the table only says what.
+
+/// How memory can be asked for things. Every wish may be ignored: nothing changes but the time.
+pub trait Memory {
+    /// `place` will be read and written soon: its cache lines should be on their way.
+    fn fetch<T>(place: &T);
+
+    /// These bytes are a table for as long as the process lives, and are read in no order: large
+    /// pages would spare the machine most of its way to them. Nothing reads `start`'s content.
+    fn settle(start: *const u8, bytes: usize);
+}
+
+/// Memory that cannot be asked for anything.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+impl Memory for Plain {
+    #[inline]
+    fn fetch<T>(_: &T) {}
+
+    fn settle(_: *const u8, _: usize) {}
+}
