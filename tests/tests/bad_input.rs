@@ -60,8 +60,10 @@ fn capture_file(dir: &TempDir, count: u64) -> Result<PathBuf> {
 #[test]
 fn no_such_interface() -> Result<()> {
     let (wire, dir) = (Wire::new()?, sensor::store_dir()?);
-    let ended = try_capture(&wire, &[], "nosuch0", &dir.path().join("store"), &[])?;
+    let store = dir.path().join("store");
+    let ended = try_capture(&wire, &[], "nosuch0", &store, &[])?;
     assert_refused(&ended, &["nosuch0"]);
+    assert!(!store.exists(), "a start that failed leaves no store");
     Ok(())
 }
 
@@ -73,6 +75,7 @@ fn an_interface_without_native_xdp() -> Result<()> {
     let store = dir.path().join("store");
     let ended = try_capture(&wire, &[], "br0", &store, &["--mode", "native"])?;
     assert_refused(&ended, &["br0", "native"]);
+    assert!(!store.exists(), "a start that failed leaves no store");
     Ok(())
 }
 
@@ -103,6 +106,7 @@ fn each_missing_capability_is_named() -> Result<()> {
         let prefix = ["setpriv", "--bounding-set", without];
         let ended = try_capture(&wire, &prefix, Wire::SENSOR, &store, &[])?;
         assert_refused(&ended, &[missing]);
+        assert!(!store.exists(), "a start without {missing} leaves no store");
         let first = ended.stderr.lines().next().unwrap_or_default();
         assert!(!first.contains(there), "{there} is not missing: {first}");
     }
@@ -116,8 +120,10 @@ fn another_xdp_program_stays_in_place() -> Result<()> {
     let attached = || wire.sensor.run("ip", &["-d", "link", "show", Wire::SENSOR]);
     let before = attached()?;
     assert!(before.contains("prog/xdp"), "{before}");
-    let ended = try_capture(&wire, &[], Wire::SENSOR, &dir.path().join("second"), &[])?;
+    let store = dir.path().join("second");
+    let ended = try_capture(&wire, &[], Wire::SENSOR, &store, &[])?;
     assert_refused(&ended, &["XDP program", Wire::SENSOR]);
+    assert!(!store.exists(), "a start that failed leaves no store");
     assert_eq!(attached()?, before, "the first program is still attached");
     assert!(first.runs()?);
     first.interrupt()?.success()?;
@@ -184,6 +190,7 @@ fn a_full_disk() -> Result<()> {
     std::fs::write(disk.0.join("filler"), vec![1; 500 << 10])?;
     let ended = try_capture(&wire, &[], Wire::SENSOR, &disk.0.join("store"), &[])?;
     assert_refused(&ended, &["free some space"]);
+    assert!(!disk.0.join("store").exists(), "a start that failed leaves no store");
     Ok(())
 }
 

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::process::Signal;
 use stillwire_tests::process::await_until;
 use stillwire_tests::traffic::{Frames, Pace};
-use stillwire_tests::{Account, Wire, outside, sensor};
+use stillwire_tests::{Account, Program, Wire, outside, sensor};
 
 /// How often the sensor is killed.
 const KILLS: usize = 12;
@@ -80,5 +81,61 @@ fn what_was_committed_survives_being_killed() -> Result<()> {
     let counted = sensor::sum(&sensor::sessions(&store, "udp")?, "frames")?;
     assert!(counted > 0 && counted <= outside::recorded_frames(&store)?, "{counted} in rows");
     assert_eq!(outside::capinfos_frames(&all)?, counted, "frames found through the indexes");
+    Ok(())
+}
+
+#[test]
+fn what_a_recovery_did_is_told_even_if_the_start_that_recovered_fails() -> Result<()> {
+    let (wire, dir) = (Wire::new()?, sensor::store_dir()?);
+    let store = dir.path().join("store");
+    let frames = Frames { count: 2_000, bytes: 100, flows: 10, pace: Pace::Gap(10) };
+    let mut program = sensor::capture(&wire, &store, &["--interim", "1s"])?;
+    frames.send(&wire)?;
+    await_until("rows", || {
+        assert!(program.runs()?, "{}", program.stderr()?);
+        Ok((!rows(&store)?.is_empty()).then_some(()))
+    })?;
+    program.kill()?;
+
+    // Another sensor has the interface: the starts recover, and fail.
+    let other = sensor::capture(&wire, &dir.path().join("other"), &[])?;
+    for start in 1..=2 {
+        let failed = sensor::capture(&wire, &store, &[]).map(drop);
+        let told = format!("{:#}", failed.expect_err("the interface is taken"));
+        assert_eq!(told.contains("ended uncleanly"), start == 1, "{told}");
+        assert_eq!(notes(&store, "recovered")?, 0);
+    }
+    other.interrupt()?.success()?;
+    for _ in 0..2 {
+        sensor::capture(&wire, &store, &[])?.interrupt()?.success()?;
+        assert_eq!(notes(&store, "recovered")?, 1);
+    }
+    // Everything that lies there is named with its hash.
+    sensor::stillwire(&store, &["verify"])?;
+    let sealed = outside::segments(&store)?.len() * 2 + outside::parquet(&store)?.len();
+    assert_eq!(notes(&store, "sealed")?, sealed);
+    Ok(())
+}
+
+#[test]
+fn a_hangup_ends_a_capture_in_order_unless_it_is_to_be_ignored() -> Result<()> {
+    let (wire, dir) = (Wire::new()?, sensor::store_dir()?);
+    let store = dir.path().join("store");
+    let program = sensor::capture(&wire, &store, &[])?;
+    program.signal(Signal::HUP)?;
+    program.wait()?.success()?;
+    assert_eq!(notes(&store, "clean_stop")?, 1);
+
+    let mut command = wire.sensor.command("nohup");
+    command.arg(sensor::binary("stillwired")?).arg("capture").arg("--store").arg(&store);
+    let mut program = Program::start(command.args(["--iface", Wire::SENSOR]))?;
+    program.await_stderr(sensor::READY)?;
+    let lines = sensor::ledger(&store)?.len();
+    program.signal(Signal::HUP)?;
+    await_until("lines after the hangup", || {
+        assert!(program.runs()?, "{}", program.stderr()?);
+        Ok((sensor::ledger(&store)?.len() > lines + 1).then_some(()))
+    })?;
+    program.interrupt()?.success()?;
     Ok(())
 }
