@@ -1,6 +1,6 @@
 //! Where a table's results go.
 
-use crate::frame::PcapPosition;
+use crate::frame::{Frame, PcapPosition};
 use crate::key::FlowHash;
 use crate::record::SessionRecord;
 pub use crate::tcp::HalfStream;
@@ -18,6 +18,10 @@ pub trait Sink {
     /// the session they were reassembled into. A frame that could not be read, or not to its end,
     /// is reported under [`FlowHash::UNREAD`].
     fn touch(&mut self, at: PcapPosition, flow: FlowHash, mark: &mut Mark);
+
+    /// A frame carries no IP but something else, by its EtherType: for whoever speaks a protocol
+    /// of his own. Nobody needs to listen.
+    fn without_ip(&mut self, _ether_type: u16, _frame: &Frame<'_>) {}
 
     /// A session has news: an interim row or its last one.
     fn session(&mut self, update: SessionUpdate);

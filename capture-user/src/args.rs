@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use capture_flow::config::{Checksums, Network, ServerPort};
+use capture_store::key::PublicKey;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::defaults;
@@ -27,6 +28,8 @@ pub enum Command {
     Capture(Box<CaptureArgs>),
     /// Put capture files through the same engine, without privileges
     Replay(Box<ReplayArgs>),
+    /// Speak on a wire at intervals, so that a sensor knows that the wire is alive
+    Canary(CanaryArgs),
     /// Look at this machine with a sensor's eyes, and say what to change
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
@@ -39,6 +42,11 @@ pub enum Command {
         /// The subcommand
         subcommand: Option<String>,
     },
+}
+
+/// Reads a public key.
+fn parse_public_key(text: &str) -> Result<PublicKey, &'static str> {
+    PublicKey::parse(text.trim()).ok_or("a public key has 64 hexadecimal digits")
 }
 
 /// How frames reach user space.
@@ -139,6 +147,16 @@ pub struct CaptureArgs {
     /// for ever. Silence alone cannot tell a still wire from a dead tap
     #[arg(long, value_name = "TIME|none", default_value = "60s", value_parser = units::parse_silence_limit, help_heading = "Watching")]
     pub silence_limit: SilenceLimit,
+
+    /// Public key of a canary (`stillwired canary` prints it) whose frames count as a sign of life;
+    /// repeat it or separate keys by commas
+    #[arg(long = "canary", value_name = "PUBKEY", value_delimiter = ',', value_parser = parse_public_key, help_heading = "Watching")]
+    pub canaries: Vec<PublicKey>,
+
+    /// Nothing but a canary ends silence: an interface without one for --silence-limit is blind,
+    /// whatever else arrives there
+    #[arg(long, help_heading = "Watching")]
+    pub canary_required: bool,
 
     /// Give up every privilege once capturing, so that what blinds the sensor is recorded but not
     /// mended; the run ends when no interface is left
@@ -310,6 +328,37 @@ pub struct SessionArgs {
     /// Memory for one worker's incomplete IP datagrams
     #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = units::parse_bytes)]
     pub fragment_memory: u64,
+}
+
+/// `stillwired canary`
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  On any host of the watched segment:
+    stillwired canary --iface eth0
+  On the sensor, with the public key that it prints:
+    stillwired capture --iface tap0 --store /srv/wire --canary 5d3f…c1
+
+A canary is a frame of 110 bytes to a group address of its own (EtherType 0x88b5), signed, numbered
+and dated. Silence alone cannot tell a still wire from a dead tap; a canary that arrives can. The
+key is made on first use and stays on the host. Clocks may differ by a minute at most. Needs
+CAP_NET_RAW to start, and nothing afterwards. SIGINT or SIGTERM ends it.")]
+pub struct CanaryArgs {
+    /// Interface to speak on
+    #[arg(short, long = "iface", value_name = "IF")]
+    pub interface: String,
+
+    /// Time between two canaries; shorter than the sensor's --silence-limit by a good deal
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::parse_duration)]
+    pub interval: Duration,
+
+    /// File with the secret key; made if it does not exist
+    #[arg(long, value_name = "FILE", default_value = "/var/lib/stillwire/canary.key")]
+    pub key: PathBuf,
+
+    /// Stop after so many
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
 }
 
 /// `stillwired doctor`

@@ -17,10 +17,12 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use tracing::{info, warn};
 
+use crate::canary;
 use crate::config::CaptureConfig;
 use crate::keeper::{Preparer, Sealer};
 use crate::link::{Link, LinkError, LinkWatch};
 use crate::run::Run;
+use crate::silence::SignsOfLife;
 use crew::{Crew, SPARE_PLACES};
 use interface::{Captured, TakeError, Tools};
 use kernel::KernelSide;
@@ -105,7 +107,10 @@ fn start(config: &CaptureConfig, run: &Run, links: &[Link], cores: &[usize]) -> 
             interfaces.first().map_or(StampClock::Monotonic, |captured| captured.program().clock());
         // Every queue has its socket: from here on the sensor watches.
         let probe = Box::new(kernel.clone());
-        run.start_flush(crate::live::clock(), clock_name(clock), probe, config.silence_limit)
+        let signs = SignsOfLife::new(config.silence_limit);
+        let signs = if config.canary_required { signs.only_canaries() } else { signs };
+        let canaries = canary::Watch::new(config.canaries.clone());
+        run.start_flush(crate::live::clock(), clock_name(clock), probe, signs, canaries)
     });
     let flush = match flush {
         Ok(flush) => flush,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use capture_flow::config::{FlowConfig, Timeouts};
 use capture_flow::time::NanosDelta;
+use capture_store::key::PublicKey;
 use tracing::warn;
 
 use crate::args::{CaptureArgs, Mode, ReplayArgs, SessionArgs, StoreArgs};
@@ -45,6 +46,10 @@ pub struct CaptureConfig {
     pub heal: bool,
     /// How long an interface may be without any frame before it counts as blind; `None` for ever.
     pub silence_limit: Option<NanosDelta>,
+    /// Whose canaries are believed.
+    pub canaries: Vec<PublicKey>,
+    /// Whether nothing but a canary ends silence.
+    pub canary_required: bool,
 }
 
 /// What `replay` shall do.
@@ -148,6 +153,12 @@ impl CaptureConfig {
         if args.silence_limit.0.is_some_and(|limit| limit.is_zero()) {
             bail!("--silence-limit: must be longer than nothing; `none` turns the rule off");
         }
+        if args.canary_required && args.canaries.is_empty() {
+            bail!("--canary-required: there is no canary to wait for; name its key with --canary");
+        }
+        if args.canary_required && args.silence_limit.0.is_none() {
+            bail!("--canary-required: says nothing with --silence-limit none");
+        }
         Ok(Self {
             common: Config::new(args.store, &args.sessions)?,
             interfaces,
@@ -160,6 +171,8 @@ impl CaptureConfig {
             count: args.count,
             heal: !args.no_heal,
             silence_limit: args.silence_limit.0.map(delta),
+            canaries: args.canaries,
+            canary_required: args.canary_required,
         })
     }
 }
@@ -355,6 +368,20 @@ mod tests {
         assert!(message(&["-i", "a", "--local-nets", "10/8"]).contains("10/8"));
         assert!(message(&["-i", "a", "--duration", "0"]).contains("--duration"));
         assert!(capture(&["-i", "a", "--ring-size", "64"]).is_ok());
+    }
+
+    #[test]
+    fn a_canary_that_is_required_has_a_key_and_a_limit() {
+        let key = capture_store::key::SecretKey::ephemeral().expect("a key").public().to_string();
+        assert!(message(&["-i", "a", "--canary", "12"]).contains("64 hexadecimal digits"));
+        assert!(message(&["-i", "a", "--canary-required"]).contains("--canary"));
+        let required = ["-i", "a", "--canary", &key, "--canary-required"];
+        let config = capture(&required).expect("valid");
+        assert!(config.canary_required && config.canaries.len() == 1);
+        let never = [&required[..], &["--silence-limit", "none"]].concat();
+        assert!(message(&never).contains("--silence-limit"));
+        let both = format!("{key},{key}");
+        assert_eq!(capture(&["-i", "a", "--canary", &both]).expect("valid").canaries.len(), 2);
     }
 
     #[test]

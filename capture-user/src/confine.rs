@@ -32,6 +32,12 @@ impl Kept {
         Self { foreign_store: foreign && own == 0 }
     }
 
+    /// Nothing: for what writes to no store.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self { foreign_store: false }
+    }
+
     /// Gives up every other capability of the calling thread. Sockets, rings, maps and files
     /// that are open stay usable.
     pub fn confine(self) {

@@ -17,6 +17,7 @@ use tracing::{error, warn};
 
 use crate::account::WorkerCounts;
 use crate::blind::{Blindness, Subject};
+use crate::canary;
 use crate::chain;
 use crate::heartbeat::Heartbeats;
 use crate::interval::{Intervals, Probe, Reading};
@@ -66,6 +67,8 @@ pub struct Flush {
     pub blind: Arc<Blindness>,
     /// When interfaces last gave a sign of life.
     pub signs: SignsOfLife,
+    /// Which canaries are believed.
+    pub canaries: canary::Watch,
     /// What the keeper did.
     pub news: Receiver<KeeperNews>,
     /// Files of the session log for the keeper to seal.
@@ -236,6 +239,7 @@ impl Flush {
             let stopping = stop.is_set();
             let now = clock().min(stop.at());
             run.look(now);
+            run.hear_canaries();
             if stop.at() == Nanos::MAX {
                 run.watch(now);
             }
@@ -325,10 +329,22 @@ impl Run {
 
     /// Notices workers that do not run and interfaces that are silent.
     fn watch(&mut self, now: Nanos) {
-        let Flush { workers, blind, signs, probe, .. } = &mut self.flush;
+        let Flush { workers, blind, signs, canaries, probe, .. } = &mut self.flush;
         self.hearts.look(workers, now, blind);
         let counts: Vec<_> = workers.iter().map(|worker| worker.counters.read()).collect();
-        signs.look(probe.heard(&counts), now, blind);
+        let mut heard = probe.heard(&counts);
+        if signs.are_only_canaries() {
+            heard = canaries.only_canaries(heard);
+        }
+        signs.look(heard, now, blind);
+    }
+
+    /// Takes the canaries that have come.
+    fn hear_canaries(&mut self) {
+        let Flush { workers, canaries, names, .. } = &mut self.flush;
+        canaries.look(workers.iter().map(|worker| &worker.canaries), &names.all());
+        let refused = canaries.refusals().into_iter().map(|text| Note::Said { text });
+        self.held_notes.extend(refused);
     }
 
     fn out(&mut self) -> (&mut Joiner, Out<'_>) {
@@ -469,6 +485,7 @@ impl Run {
         let Some(mut closing) = closing else {
             return;
         };
+        closing.line.canaries = self.flush.canaries.line();
         self.tried_at = Instant::now();
         match self.flush.ledger.append(&mut closing.line) {
             Ok(_) => {
@@ -476,6 +493,7 @@ impl Run {
                 self.held_notes.clear();
                 self.quiet.longest = None;
                 self.flush.blind.settle(&told);
+                self.flush.canaries.settle();
                 self.wall = self.wall.map(|_| WallClock::read());
                 self.flush.intervals.written(closing);
                 if self.flush.totals.ledger_fails.swap(false, Ordering::Relaxed) {

@@ -4,6 +4,7 @@ pub mod account;
 pub mod args;
 pub mod blind;
 pub mod budget;
+pub mod canary;
 pub mod capture;
 pub mod config;
 pub mod confine;

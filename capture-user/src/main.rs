@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use capture_user::args::{Cli, Command};
+use capture_user::canary::CanaryConfig;
 use capture_user::config::{CaptureConfig, ReplayConfig};
-use capture_user::{capture, doctor, replay};
+use capture_user::{canary, capture, doctor, replay};
 use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 
@@ -23,6 +24,10 @@ fn main() -> ExitCode {
         },
         Command::Replay(args) => match ReplayConfig::new(*args) {
             Ok(config) => replay::replay(&config),
+            Err(error) => return usage(&error),
+        },
+        Command::Canary(args) => match CanaryConfig::new(args) {
+            Ok(config) => canary::canary(&config),
             Err(error) => return usage(&error),
         },
         Command::Doctor(args) => doctor::doctor(&args),

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::account::WorkerCounts;
 use crate::blind::Blindness;
 use crate::budget::{Disk, Keeper};
+use crate::canary;
 use crate::config::{Config, Space};
 use crate::confine::Kept;
 use crate::flush::{End, Flush, FlushTotals, ReplayedFiles};
@@ -213,6 +214,7 @@ impl Run {
         from: Nanos,
         probe: Box<dyn Probe>,
         signs: SignsOfLife,
+        canaries: canary::Watch,
     ) -> Result<Flush> {
         let sensor = &self.store.identity().sensor;
         let join = JoinConfig {
@@ -223,7 +225,7 @@ impl Run {
             LogPolicy { community_id_seed: self.flow.community_id_seed, ..LogPolicy::default() };
         let start = Note::Start {
             program: concat!("stillwired ", env!("CARGO_PKG_VERSION")).to_owned(),
-            policy: format!("{}{}", self.policy(), signs.policy()),
+            policy: format!("{}{}{}", self.policy(), signs.policy(), canaries.policy()),
             identity: Some(self.store.store().identity_hash().context("cannot read sensor.json")?),
         };
         let _ = self.notes.send(start);
@@ -236,6 +238,7 @@ impl Run {
             probe,
             blind: Arc::clone(&self.blind),
             signs,
+            canaries,
             news: self.news_out.clone(),
             seals: self.seals.clone(),
             unsealed: self.seals_out.clone(),
@@ -256,8 +259,8 @@ impl Run {
         }
     }
 
-    /// Starts the flush thread of a capture that begins at `from`. An interface without any frame
-    /// for longer than `silence_limit` counts as blind.
+    /// Starts the flush thread of a capture that begins at `from`. `signs` is the rule about
+    /// interfaces that are silent, `canaries` those that are believed.
     ///
     /// # Errors
     /// The ledger cannot be read, or the thread not be started.
@@ -266,10 +269,10 @@ impl Run {
         from: Nanos,
         clock: &str,
         probe: Box<dyn Probe>,
-        silence_limit: Option<NanosDelta>,
+        signs: SignsOfLife,
+        canaries: canary::Watch,
     ) -> Result<FlushThread> {
-        let signs = SignsOfLife::new(silence_limit);
-        let flush = self.flush("capture", clock, from, probe, signs)?;
+        let flush = self.flush("capture", clock, from, probe, signs, canaries)?;
         let kept = self.kept;
         FlushThread::start(move |stop| {
             kept.confine();
@@ -284,7 +287,8 @@ impl Run {
     pub fn start_replay_flush(&self, from: Nanos, clock: Arc<ReplayClock>) -> Result<FlushThread> {
         let probe = Box::new(crate::interval::NoKernel);
         // Nobody can say how long a file was silent.
-        let flush = self.flush("replay", "packet", from, probe, SignsOfLife::default())?;
+        let (signs, canaries) = (SignsOfLife::default(), canary::Watch::new(Vec::new()));
+        let flush = self.flush("replay", "packet", from, probe, signs, canaries)?;
         let worker = thread::current();
         FlushThread::start(move |stop| flush.replay(stop, &clock, &worker))
     }

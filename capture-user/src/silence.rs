@@ -24,6 +24,8 @@ pub struct Heard {
 #[derive(Debug, Default)]
 pub struct SignsOfLife {
     limit: Option<NanosDelta>,
+    /// Whether nothing but a canary is a sign.
+    only_canaries: bool,
     /// By interface: frames at the last look, and when it last gave a sign.
     known: BTreeMap<String, (u64, Nanos)>,
 }
@@ -32,7 +34,23 @@ impl SignsOfLife {
     /// No sign yet. Without a limit silence says nothing.
     #[must_use]
     pub fn new(limit: Option<NanosDelta>) -> Self {
-        Self { limit, known: BTreeMap::new() }
+        Self { limit, ..Self::default() }
+    }
+
+    /// The same, where nothing but a canary that is believed is a sign.
+    #[must_use]
+    pub fn only_canaries(self) -> Self {
+        Self { only_canaries: true, ..self }
+    }
+
+    /// Whether nothing but a canary is a sign.
+    #[must_use]
+    pub fn are_only_canaries(&self) -> bool {
+        self.only_canaries
+    }
+
+    fn sign(&self) -> &'static str {
+        if self.only_canaries { "canary" } else { "frame" }
     }
 
     /// The rule in words, to follow what else the policy says.
@@ -40,7 +58,10 @@ impl SignsOfLife {
     pub fn policy(&self) -> String {
         self.limit.map_or_else(
             || "; silence of any length is taken for a still wire".to_owned(),
-            |limit| format!("; silence for longer than {} s counts as blind", limit.as_secs_f64()),
+            |limit| {
+                let (sign, limit) = (self.sign(), limit.as_secs_f64());
+                format!("; no {sign} for longer than {limit} s counts as blind")
+            },
         )
     }
 
@@ -60,7 +81,8 @@ impl SignsOfLife {
             }
             let (_, last) = self.known.get(&iface).copied().unwrap_or((frames, now));
             if now - last > limit {
-                let detail = format!("no frame for longer than {} s", limit.as_secs_f64());
+                let (sign, limit) = (self.sign(), limit.as_secs_f64());
+                let detail = format!("no {sign} for longer than {limit} s");
                 let silent = Subject::interface(BlindCause::Silent, &iface);
                 if blindness.begin(silent, last, &detail) {
                     warn!("{iface} is silent: {detail}; is the tap still there?");

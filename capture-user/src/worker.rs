@@ -16,6 +16,7 @@ use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 
 use crate::account::{Progress, SourceCounts, WorkerCounters};
+use crate::canary::{ETHER_TYPE, Inbox};
 use crate::memory::Machine;
 use crate::recorder::Recorder;
 use crate::source::{BATCH, SourceFrame};
@@ -33,6 +34,8 @@ pub struct Shared {
     pub counters: CachePadded<WorkerCounters>,
     /// Session updates on their way to the flush thread.
     pub updates: ArrayQueue<SessionUpdate>,
+    /// Canaries on their way to the flush thread.
+    pub canaries: Inbox,
     ended: AtomicBool,
 }
 
@@ -44,6 +47,7 @@ impl Shared {
             worker,
             counters: CachePadded::new(WorkerCounters::new(sources)),
             updates: ArrayQueue::new(HAND_OFF),
+            canaries: Inbox::default(),
             ended: AtomicBool::new(false),
         }
     }
@@ -112,6 +116,12 @@ impl Sink for HandOff<'_> {
     #[inline]
     fn touch(&mut self, at: PcapPosition, flow: FlowHash, mark: &mut Mark) {
         self.recorder.touch(at, flow, mark);
+    }
+
+    fn without_ip(&mut self, ether_type: u16, frame: &Frame<'_>) {
+        if ether_type == ETHER_TYPE {
+            self.shared.canaries.offer(frame);
+        }
     }
 
     fn session(&mut self, update: SessionUpdate) {

@@ -20,7 +20,7 @@ use crate::decode::{Counted, Decoded, Decoder, HeldFrame, IncompleteDatagram, Pa
 use crate::frame::Frame;
 use crate::key::FlowHash;
 use crate::memory::{Memory, Plain};
-use crate::packet::Packet;
+use crate::packet::{Net, Packet};
 use crate::record::Uid;
 use crate::sink::{Mark, Sink};
 use crate::stats::FlowStats;
@@ -115,7 +115,11 @@ impl<M: Memory> SessionTable<M> {
         let mut visitor = Visitor::new(core, Origin::of(frame), sink);
         decoder.advance(frame.ts, &mut visitor);
         let mut is_unread = false;
-        match decoder.decode(frame, &mut visitor) {
+        let decoded = decoder.decode(frame, &mut visitor);
+        if let Some(ether_type) = visitor.without_ip {
+            sink.without_ip(ether_type, frame);
+        }
+        match decoded {
             Ok(Decoded::Counted) => {}
             Ok(Decoded::Held) => core.stats.held += 1,
             Err(reason) => {
@@ -181,18 +185,24 @@ struct Visitor<'a, M, S> {
     depth: usize,
     /// Session counted last.
     last: u32,
+    /// EtherType of a frame that carries something else than IP.
+    without_ip: Option<u16>,
 }
 
 impl<'a, M: Memory, S: Sink> Visitor<'a, M, S> {
     fn new(core: &'a mut Core<M>, origin: Origin, sink: &'a mut S) -> Self {
         let last = session::NONE;
-        Self { core, origin, sink, parents: [Uid::default(); MAX_PARENTS], depth: 0, last }
+        let parents = [Uid::default(); MAX_PARENTS];
+        Self { core, origin, sink, parents, depth: 0, last, without_ip: None }
     }
 }
 
 impl<M: Memory, S: Sink> PacketVisitor for Visitor<'_, M, S> {
     fn packet(&mut self, packet: &Packet<'_>, earlier: &[HeldFrame]) -> Counted {
         self.depth = usize::from(packet.depth).min(MAX_PARENTS);
+        if packet.net == Net::None {
+            self.without_ip = Some(packet.link.ether_type);
+        }
         if !packet.owns_frame && tuple::is_empty_header(packet) {
             return Counted::default();
         }
