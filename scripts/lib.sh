@@ -29,7 +29,7 @@ build_packages=(clang gcc libc6-dev libelf-dev libpcap-dev m4 make pkg-config zl
 lab_packages=(ca-certificates curl bind9-dnsutils dnsmasq-base ethtool iproute2 iputils-ping
     openssh-client openssh-server procps python3 tcpdump)
 # The tests: traffic at a chosen rate, readers from outside, dropped capabilities.
-test_packages=(bpftool git libcap2-bin netsniff-ng python3-venv tshark util-linux)
+test_packages=(bpftool git libcap2-bin netsniff-ng python3-venv tcpreplay tshark util-linux)
 # The bench: the peers that it compares with, and their readers.
 bench_packages=(argus-client argus-server ethtool iproute2 netsniff-ng nfdump softflowd tcpdump
     tcpreplay tshark util-linux)

@@ -80,7 +80,7 @@ fn a_rate_that_no_generator_makes_is_marked() -> Result<()> {
 }
 
 /// The frames of a kind, as tcpdump sees them on the wire and as the bench writes them to a file.
-fn frames_on_the_wire_and_in_a_file(count: usize, traffic: &[&str]) -> Result<()> {
+fn frames_on_the_wire_and_in_a_file(generator: &str, count: usize, traffic: &[&str]) -> Result<()> {
     let dir = sensor::store_dir()?;
     let expected = dir.path().join("expected.pcap");
     let count = count.to_string();
@@ -90,13 +90,14 @@ fn frames_on_the_wire_and_in_a_file(count: usize, traffic: &[&str]) -> Result<()
         .args(traffic))?;
     let kept = dir.path().join("kept");
     std::fs::create_dir(&kept)?;
-    let mut args = vec!["--frames", &count, "--rates", "5k", "--subject", "tcpdump", "--keep"];
+    let mut args = vec!["--generator", generator, "--frames", &count, "--rates", "5k", "--keep"];
+    args.extend(["--subject", "tcpdump"]);
     args.extend(["--dir", kept.to_str().context("a path in UTF-8")?]);
     args.extend(traffic);
     drops(&args)?;
     let files = outside::files(&kept, "pcap")?;
     ensure!(files.len() == 1, "{files:?}");
-    assert_eq!(frames(&files[0])?, frames(&expected)?, "{traffic:?}");
+    assert_eq!(frames(&files[0])?, frames(&expected)?, "{generator}: {traffic:?}");
     Ok(())
 }
 
@@ -124,7 +125,42 @@ fn the_kernel_makes_the_frames_that_the_recipe_says() -> Result<()> {
         ["--protocol", "tcp", "--size", "imix"],
     ] {
         let sessions = ["--sessions", "37", "--session-frames", "13"];
-        frames_on_the_wire_and_in_a_file(37 * 14, &[&traffic[..], &sessions[..]].concat())?;
+        let traffic = [&traffic[..], &sessions[..]].concat();
+        frames_on_the_wire_and_in_a_file("kernel", 37 * 14, &traffic)?;
     }
-    frames_on_the_wire_and_in_a_file(200, &["--one-way", "--sessions", "1", "--size", "1514"])
+    let traffic = ["--one-way", "--sessions", "1", "--size", "1514"];
+    frames_on_the_wire_and_in_a_file("kernel", 200, &traffic)
+}
+
+#[test]
+fn the_other_generators_make_the_same_frames() -> Result<()> {
+    let traffic = ["--protocol", "tcp", "--sessions", "37"];
+    frames_on_the_wire_and_in_a_file("trafgen", 300, &traffic)?;
+    frames_on_the_wire_and_in_a_file("tcpreplay", 300, &traffic)?;
+    // Each in several pieces of memory.
+    let traffic = ["--protocol", "tcp", "--sessions", "37", "--size", "9014"];
+    frames_on_the_wire_and_in_a_file("af-xdp", 300, &traffic)
+}
+
+#[test]
+fn any_program_can_be_the_generator() -> Result<()> {
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/stamped-frames");
+    let generator = format!("cmd:python3 {program} {{iface}} {{frames}} 20");
+    let args = ["--subject", "bare", "--generator", &generator, "--rates", "10k"];
+    let report = drops(&[&args[..], &["--frames", "1000"]].concat())?;
+    let trial = trial(&report, "bare")?;
+    assert_eq!(trial["sent"]["frames"], 1000, "the link counts what it sends\n{trial:#}");
+    assert_eq!(trial["lost"], 0, "{trial:#}");
+
+    // One on another machine, which says by itself how many frames it sent.
+    let generator = format!(
+        "cmd:sh -c 'python3 {program} {{iface}} 500 20 >/dev/null; \
+         echo \"{{\\\"frames\\\": 510, \\\"seconds\\\": 2}}\" >\"$0\"' {{report}}"
+    );
+    let args = ["--subject", "bare", "--generator", &generator, "--rates", "250"];
+    let report = drops(&[&args[..], &["--frames", "510"]].concat())?;
+    let trial = self::trial(&report, "bare")?;
+    assert_eq!(trial["sent"]["frames"], 510, "{trial:#}");
+    assert_eq!((&trial["lost"], &trial["offered"]), (&10.into(), &255.0.into()), "{trial:#}");
+    Ok(())
 }

@@ -8,6 +8,7 @@ use capture_user::defaults::parse_cores;
 use capture_user::units::parse_duration;
 use clap::{Args, ValueEnum};
 
+use super::generator::Maker;
 use super::rate::{Rate, RateList, parse_rate, parse_rates};
 
 /// What to find out.
@@ -85,6 +86,19 @@ pub(crate) struct DropsArgs {
     /// What is sent
     #[command(flatten)]
     pub(crate) traffic: TrafficArgs,
+
+    /// What makes the frames: kernel, af-xdp, trafgen, tcpreplay, 'tcpreplay FILE', or a template
+    /// 'cmd:program …' with {rate}, {seconds}, {frames}, {bytes}, {sessions}, {iface} and {report}
+    #[arg(short, long, value_name = "GENERATOR", default_value = "kernel", value_parser = super::generator::parse_maker, help_heading = "Where")]
+    pub(crate) generator: Maker,
+
+    /// Measure on this interface instead of a link of the bench's own
+    #[arg(short, long, value_name = "IF", help_heading = "Where")]
+    pub(crate) iface: Option<String>,
+
+    /// The interface that frames leave by, if it is on this machine
+    #[arg(long, value_name = "IF", requires = "iface", help_heading = "Where")]
+    pub(crate) send_iface: Option<String>,
 
     /// Cores that make frames; the kernel receives them on the same ones
     #[arg(long, value_name = "LIST", default_value = "0", value_parser = parse_cores, help_heading = "Where")]

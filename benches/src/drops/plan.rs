@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use capture_user::link::Link;
 use capture_user::units::Bytes;
 
 use super::args::{DropsArgs, Mode};
-use super::generator::Extent;
+use super::generator::{Extent, Maker};
 use super::rate::Rate;
 use super::subject::{self, Subject};
 use super::traffic::Traffic;
@@ -17,6 +18,23 @@ use super::usage::Cores;
 const RECORD_BYTES: f64 = 48.0;
 /// The part of the free space that one load may fill.
 const SHARE: f64 = 0.6;
+
+/// The link to measure on.
+#[derive(Clone, Debug)]
+pub(crate) enum On {
+    /// One of the bench's own.
+    Own {
+        /// Receive queues.
+        queues: u32,
+    },
+    /// One that there is.
+    Real {
+        /// The interface that subjects listen on.
+        receiver: String,
+        /// The interface that frames leave by, if it is of this machine.
+        sender: Option<String>,
+    },
+}
 
 /// What will be measured.
 #[derive(Debug)]
@@ -43,8 +61,10 @@ pub(crate) struct Plan {
     pub(crate) generator_cores: Vec<usize>,
     /// Cores for the subjects.
     pub(crate) subject_cores: Vec<usize>,
-    /// Receive queues of the link.
-    pub(crate) queues: u32,
+    /// The link to measure on.
+    pub(crate) on: On,
+    /// What makes the frames.
+    pub(crate) maker: Maker,
     /// Where subjects write.
     pub(crate) dir: PathBuf,
     /// The sensor's program.
@@ -96,7 +116,8 @@ impl Plan {
             traffic,
             generator_cores,
             subject_cores,
-            queues: args.queues,
+            on: link(args)?,
+            maker: args.generator.clone(),
             dir,
             stillwired,
             settle: args.settle,
@@ -152,9 +173,8 @@ impl Plan {
             missing
                 .extend(part.needs().into_iter().filter(|(program, _)| !found(Path::new(program))));
         }
-        for (program, package) in
-            [("ip", "iproute2"), ("ethtool", "ethtool"), ("taskset", "util-linux")]
-        {
+        let always = [("ip", "iproute2"), ("ethtool", "ethtool"), ("taskset", "util-linux")];
+        for (program, package) in always.into_iter().chain(self.maker.needs()) {
             if !found(Path::new(program)) {
                 missing.push((program.to_owned(), package));
             }
@@ -174,6 +194,19 @@ impl Plan {
             packages.join(" ")
         )
     }
+}
+
+/// The link, which must not be one that this machine lives on.
+fn link(args: &DropsArgs) -> Result<On> {
+    let Some(receiver) = &args.iface else { return Ok(On::Own { queues: args.queues }) };
+    for iface in [Some(receiver), args.send_iface.as_ref()].into_iter().flatten() {
+        ensure!(
+            !Link::by_name(iface)?.carries_default_route()?,
+            "{iface} carries this machine's own traffic (the default route): a load does not \
+             belong there"
+        );
+    }
+    Ok(On::Real { receiver: receiver.clone(), sender: args.send_iface.clone() })
 }
 
 fn checked(cores: &[usize], there: &[usize]) -> Result<Vec<usize>> {

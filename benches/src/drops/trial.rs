@@ -289,7 +289,7 @@ fn measure(plan: &Plan, task: Task<'_>, progress: &Progress) -> Result<Trial> {
     })
 }
 
-fn place<'a>(plan: &'a Plan, line: &Line, dir: &'a Path) -> Place<'a> {
+fn place<'a>(plan: &'a Plan, line: &'a Line, dir: &'a Path) -> Place<'a> {
     let sessions = plan.traffic.about.sessions;
     Place { iface: line.receiver(), dir, stillwired: &plan.stillwired, sessions }
 }

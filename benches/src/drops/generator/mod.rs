@@ -1,7 +1,11 @@
 //! What makes the frames.
 
+mod af_xdp;
 mod kernel;
+mod program;
 
+use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,6 +14,69 @@ use serde::Serialize;
 use super::line::Line;
 use super::plan::Plan;
 use super::rate::Rate;
+
+/// What makes the frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Maker {
+    /// An XDP program in the kernel.
+    Kernel,
+    /// An AF_XDP socket of this program.
+    AfXdp,
+    /// trafgen, of netsniff-ng.
+    Trafgen,
+    /// tcpreplay.
+    Tcpreplay {
+        /// What it replays; by default the frames that the others make.
+        capture: Option<PathBuf>,
+    },
+    /// Any command line.
+    Template(String),
+}
+
+impl Maker {
+    /// The programs it needs, with the Debian package of each.
+    pub(crate) fn needs(&self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Trafgen => Some(("trafgen", "netsniff-ng")),
+            Self::Tcpreplay { .. } => Some(("tcpreplay", "tcpreplay")),
+            Self::Kernel | Self::AfXdp | Self::Template(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Maker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernel => f.write_str("kernel"),
+            Self::AfXdp => f.write_str("af-xdp"),
+            Self::Trafgen => f.write_str("trafgen"),
+            Self::Tcpreplay { capture: None } => f.write_str("tcpreplay"),
+            Self::Tcpreplay { capture: Some(path) } => write!(f, "tcpreplay {}", path.display()),
+            Self::Template(template) => write!(f, "{TEMPLATE}{template}"),
+        }
+    }
+}
+
+/// Marks a template.
+const TEMPLATE: &str = "cmd:";
+
+/// Reads a generator's name.
+pub(crate) fn parse_maker(text: &str) -> Result<Maker, String> {
+    if let Some(template) = text.strip_prefix(TEMPLATE) {
+        return Ok(Maker::Template(template.to_owned()));
+    }
+    match text.split_once(' ').map_or((text, ""), |(name, rest)| (name, rest.trim())) {
+        ("kernel", "") => Ok(Maker::Kernel),
+        ("af-xdp", "") => Ok(Maker::AfXdp),
+        ("trafgen", "") => Ok(Maker::Trafgen),
+        ("tcpreplay", "") => Ok(Maker::Tcpreplay { capture: None }),
+        ("tcpreplay", path) => Ok(Maker::Tcpreplay { capture: Some(path.into()) }),
+        _ => Err(format!(
+            "'{text}' is no generator; known are kernel, af-xdp, trafgen, tcpreplay, 'tcpreplay FILE' \
+             and '{TEMPLATE}program …'"
+        )),
+    }
+}
 
 /// How much longer than planned a load may take before it is ended.
 const OVERTIME: f64 = 1.05;
@@ -98,5 +165,11 @@ pub(crate) fn send(
     load: &Load,
     tick: &mut (dyn FnMut(u64) + Send),
 ) -> Result<Sent> {
-    kernel::send(plan, line, load, tick)
+    match plan.maker {
+        Maker::Kernel => kernel::send(plan, line, load, tick),
+        Maker::AfXdp => af_xdp::send(plan, line, load, tick),
+        Maker::Trafgen | Maker::Tcpreplay { .. } | Maker::Template(_) => {
+            program::send(plan, line, load, tick)
+        }
+    }
 }

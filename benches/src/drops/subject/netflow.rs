@@ -18,7 +18,7 @@ use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use stillwire_tests::netns::run;
 use stillwire_tests::process::{Program, await_until};
 
-use crate::drops::line::Line;
+use crate::drops::line::{Line, Site};
 
 /// Where exporters send to.
 pub(super) const PORT: u16 = 9995;
@@ -34,7 +34,7 @@ const WAITING: u64 = 32 << 10;
 /// Takes datagrams in until it is asked for what they say.
 #[derive(Debug)]
 pub(crate) struct Collector {
-    namespace: String,
+    site: Site,
     over: Arc<AtomicBool>,
     taking: Option<JoinHandle<std::io::Result<VecDeque<Vec<u8>>>>>,
 }
@@ -42,8 +42,8 @@ pub(crate) struct Collector {
 impl Collector {
     /// Opens the socket where the subjects run.
     pub(super) fn start(line: &Line) -> Result<Self> {
-        let namespace = line.subject_namespace();
-        let socket = namespace.enter(|| {
+        let site = line.receiver_site().clone();
+        let socket = site.enter(|| {
             let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, PORT))
                 .with_context(|| format!("listening on port {PORT}"))?;
             // Beyond the machine's limit, which root may be.
@@ -55,7 +55,7 @@ impl Collector {
         let over = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&over);
         let taking = Some(std::thread::spawn(move || take(&socket, &asked)));
-        Ok(Self { namespace: namespace.name().to_owned(), over, taking })
+        Ok(Self { site, over, taking })
     }
 
     /// Packets in all flow records, as nfdump counts them.
@@ -63,16 +63,15 @@ impl Collector {
         self.over.store(true, Ordering::SeqCst);
         let taking = self.taking.take().context("the collector is over already")?;
         let taken = taking.join().map_err(|_| anyhow!("the collector has failed"))??;
-        let namespace = stillwire_tests::Namespace::existing(&self.namespace);
         let flows = dir.join("flows");
         fs::create_dir(&flows).with_context(|| format!("making {}", flows.display()))?;
         // -t: one file, whatever the time is.
         let port = NFCAPD_PORT.to_string();
-        let mut nfcapd = namespace.command("nfcapd");
+        let mut nfcapd = self.site.command("nfcapd");
         nfcapd.args(["-b", "127.0.0.1", "-p", &port, "-t", "86400", "-w"]).arg(&flows);
         let program = Program::start(&mut nfcapd)?;
-        await_until("nfcapd to listen", || namespace.enter(|| Ok(waiting()?.map(|_| ()))))?;
-        namespace.enter(|| {
+        await_until("nfcapd to listen", || self.site.enter(|| Ok(waiting()?.map(|_| ()))))?;
+        self.site.enter(|| {
             let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
             for datagram in &taken {
                 await_until("nfcapd to read", || {
