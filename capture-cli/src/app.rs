@@ -13,14 +13,16 @@ use capture_store::{Store, ledger};
 use clap::{CommandFactory, Parser};
 
 use crate::args::{
-    Cli, Command, CoverageArgs, PacketsArgs, ProveArgs, SessionsArgs, TextOrJson, VerifyArgs, Where,
+    Cli, Command, CoverageArgs, Evidence, PacketsArgs, ProveArgs, ReportArgs, SessionsArgs,
+    TextOrJson, VerifyArgs, Where,
 };
 use crate::columns::Order;
-use crate::coverage::{self, Coverage};
+use crate::coverage::{self, AskedAt, Coverage};
 use crate::filter::{self, Expr};
 use crate::output::{self, Format};
 use crate::packets;
 use crate::query::{self, Answer, Question};
+use crate::report;
 use crate::row::Row;
 use crate::terminal::Look;
 use crate::text::visible;
@@ -62,6 +64,7 @@ pub fn run() -> ExitCode {
         Command::Sessions(args) => sessions(&args, &cli.stores, &clock),
         Command::Packets(args) => packets(&args, &cli.stores, &clock),
         Command::Prove(args) => prove(&args, &cli.stores, &clock),
+        Command::Report(args) => report(&args, &cli.stores, &clock),
         Command::Coverage(args) => coverage(&args, &cli.stores, &clock),
         Command::Verify(args) => verify(&args, &cli.stores, &clock),
         Command::Completions { shell } => {
@@ -187,7 +190,7 @@ fn sessions(args: &SessionsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::R
             complain(&note);
         }
     }
-    Ok(report(&answer))
+    Ok(told(&answer))
 }
 
 /// How far back the ledger is read to learn whether a sensor runs.
@@ -222,7 +225,7 @@ fn possible(count: u64) -> String {
 }
 
 /// Tells what the stores could not give.
-fn report(answer: &Answer) -> End {
+fn told(answer: &Answer) -> End {
     for note in &answer.notes {
         complain(note);
     }
@@ -313,25 +316,37 @@ fn packets(args: &PacketsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Res
             complain(&note);
         }
     }
-    let ended = report(&answer);
+    let ended = told(&answer);
     Ok(if written.is_complete() { ended } else { End::Incomplete })
 }
 
-fn prove(args: &ProveArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Result<End> {
+/// A verdict, and the stores that it is from.
+struct Proved {
+    proof: verdict::Proof,
+    stores: Vec<Store>,
+}
+
+/// Seeks a verdict; a usage error says what is wrong with the question.
+fn sought(
+    filter: &[String],
+    args: &Evidence,
+    before: &[PathBuf],
+    clock: &Clock,
+) -> anyhow::Result<Result<Proved, String>> {
     let place = args.place.as_where();
-    let Asked { window, filter } = match asked(&place, &args.filter, clock) {
+    let Asked { window, filter: expr } = match asked(&place, filter, clock) {
         Ok(asked) => asked,
-        Err(why) => return Ok(End::Usage(why)),
+        Err(why) => return Ok(Err(why)),
     };
     let (Some(from), Some(to)) = (window.from, window.to) else {
-        return Ok(End::Usage("a verdict needs a window: --from and --to".to_owned()));
+        return Ok(Err("a verdict needs a window: --from and --to".to_owned()));
     };
     let limit = match args.wait.as_deref().map(patience).transpose() {
         Ok(limit) => limit,
-        Err(why) => return Ok(End::Usage(format!("--wait: {why}"))),
+        Err(why) => return Ok(Err(format!("--wait: {why}"))),
     };
     let key = match args.public_key.as_deref().map(PublicKey::parse) {
-        Some(None) => return Ok(End::Usage("--public-key: 64 hexadecimal digits".to_owned())),
+        Some(None) => return Ok(Err("--public-key: 64 hexadecimal digits".to_owned())),
         key => key.flatten(),
     };
     let stores = query::open(&place.stores(before))?;
@@ -342,14 +357,43 @@ fn prove(args: &ProveArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Result<
         }
         now = verdict::now();
     }
-    let question = verdict::Question { filter, text: args.filter.join(" "), from, to };
+    let question = verdict::Question { filter: expr, text: filter.join(" "), from, to };
     let proof = verdict::prove(&stores, question, key.as_ref(), now)?;
+    Ok(Ok(Proved { proof, stores }))
+}
+
+fn prove(args: &ProveArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Result<End> {
+    let Proved { proof, .. } = match sought(&args.filter, &args.evidence, before, clock)? {
+        Ok(proved) => proved,
+        Err(why) => return Ok(End::Usage(why)),
+    };
     let mut out = BufWriter::new(io::stdout().lock());
     match args.format {
         TextOrJson::Text => verdict::write_text(&proof, clock, &Look::of_stdout(), &mut out)?,
         TextOrJson::Json => verdict::write_json(&proof, clock, &mut out)?,
     }
     out.flush()?;
+    Ok(End::Verdict(proof.verdict))
+}
+
+fn report(args: &ReportArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Result<End> {
+    let Proved { proof, stores } = match sought(&args.filter, &args.evidence, before, clock)? {
+        Ok(proved) => proved,
+        Err(why) => return Ok(End::Usage(why)),
+    };
+    let keys: Vec<_> = stores.iter().map(|store| store.identity().public_key.clone()).collect();
+    let context = report::Context { clock, keys: &keys };
+    if args.output == Path::new("-") {
+        let mut out = BufWriter::new(io::stdout().lock());
+        report::write(&proof, &context, &mut out)?;
+        out.flush()?;
+    } else {
+        let mut page = Vec::new();
+        report::write(&proof, &context, &mut page)?;
+        std::fs::write(&args.output, page)
+            .with_context(|| format!("cannot write {}", args.output.display()))?;
+        complain(&format!("{}: written to {}", proof.verdict.as_str(), args.output.display()));
+    }
     Ok(End::Verdict(proof.verdict))
 }
 
@@ -388,12 +432,13 @@ fn coverage(args: &CoverageArgs, before: &[PathBuf], clock: &Clock) -> anyhow::R
 }
 
 fn of_store(store: &Store, window: Window, now: Nanos) -> anyhow::Result<Coverage> {
+    let at = AskedAt::of(store, now);
     // To the ledger's end: what is written later tells about times before.
     let (read, chain) = ledger::read_chained(store, None, window.start(), Nanos::MAX)
         .with_context(|| {
             format!("cannot read the ledger of {}", store.layout().root().display())
         })?;
-    let mut coverage = Coverage::of(&store.identity().sensor, &read, window, now);
+    let mut coverage = Coverage::of(&store.identity().sensor, &read, window, at);
     coverage.add_chain(&chain);
     Ok(coverage)
 }

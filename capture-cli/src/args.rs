@@ -49,6 +49,8 @@ pub enum Command {
     Packets(PacketsArgs),
     /// Tell whether a session was there, and prove it where none was
     Prove(ProveArgs),
+    /// Write a verdict with all its evidence as one HTML page
+    Report(ReportArgs),
     /// Show what the record covers, and where and why it has gaps
     Coverage(CoverageArgs),
     /// Check that a store is as its sensor wrote it: signatures, chain, accounts, files
@@ -174,12 +176,40 @@ pub struct ProveArgs {
     /// Which sessions; \"\" for any
     #[arg(value_name = "FILTER", required = true)]
     pub filter: Vec<String>,
-    /// The window
+    /// The window, and what to trust
     #[command(flatten)]
-    pub place: Span,
+    pub evidence: Evidence,
     /// How to write it
     #[arg(short, long, value_enum, default_value = "text")]
     pub format: TextOrJson,
+}
+
+/// `report`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  stillwire report 'resp host 10.0.0.7 and tcp port 22' --from '2007-02-02 06:00' --to '2007-02-02 07:00' -o evidence.html
+
+The page needs no network, no script and nothing beside itself, and prints well. Exit codes are those
+of `prove`: 0 absent, 3 present, 4 unproven.")]
+pub struct ReportArgs {
+    /// Which sessions; \"\" for any
+    #[arg(value_name = "FILTER", required = true)]
+    pub filter: Vec<String>,
+    /// The window, and what to trust
+    #[command(flatten)]
+    pub evidence: Evidence,
+    /// Write the page to this file; - is standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+/// What a verdict is sought from.
+#[derive(Debug, Args)]
+pub struct Evidence {
+    /// The window
+    #[command(flatten)]
+    pub place: Span,
     /// Wait until the log of a running sensor is complete through the window, this long at most
     #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "2m")]
     pub wait: Option<String>,

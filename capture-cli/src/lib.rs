@@ -2,7 +2,7 @@
 //!
 //! A question is a [`filter`] and a window of [`times`]. [`query`] finds the sessions that answer
 //! it, [`output`] writes them down, [`packets`] gets their frames, and [`coverage`] says how far
-//! the answer can be trusted. [`verdict`] puts all of it together. [`verify`] says whether the
+//! the answer can be trusted. [`verdict`] puts all of it together, [`report`] on a page. [`verify`] says whether the
 //! store is as its sensor wrote it.
 
 pub mod app;
@@ -14,6 +14,7 @@ pub mod output;
 pub mod packets;
 mod progress;
 pub mod query;
+pub mod report;
 pub mod row;
 pub mod terminal;
 pub mod text;

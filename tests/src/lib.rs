@@ -22,14 +22,17 @@
 pub mod account;
 pub mod blind;
 pub mod disk;
+pub mod lab;
 pub mod netns;
 pub mod outside;
 pub mod process;
 pub mod sensor;
 pub mod traffic;
+pub mod verdict;
 pub mod wire;
 
 pub use account::Account;
+pub use lab::Lab;
 pub use netns::Namespace;
 pub use process::Program;
 pub use wire::{Wire, WireSpec};

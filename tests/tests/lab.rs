@@ -1,42 +1,8 @@
 //! The lab of `scripts/lab`: real programs speak, the sensor says what they said.
 
-use std::path::PathBuf;
-use std::process::Command;
-
 use anyhow::{Context, Result};
 use serde_json::Value;
-use stillwire_tests::netns::run;
-use stillwire_tests::{Account, Namespace, Program, outside, sensor};
-
-/// The lab, taken down when dropped.
-struct Lab {
-    prefix: String,
-}
-
-impl Lab {
-    fn up() -> Result<Self> {
-        let lab = Self { prefix: format!("swt-{}-lab", std::process::id()) };
-        lab.script("up")?;
-        Ok(lab)
-    }
-
-    fn script(&self, verb: &str) -> Result<String> {
-        let script = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/lab"));
-        run(Command::new(script).arg(verb).env("STILLWIRE_LAB", &self.prefix))
-    }
-
-    fn namespace(&self, role: &str) -> Namespace {
-        Namespace::existing(&format!("{}-{role}", self.prefix))
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if let Err(error) = self.script("down") {
-            eprintln!("leaving the lab {} behind: {error:#}", self.prefix);
-        }
-    }
-}
+use stillwire_tests::{Account, Lab, Program, outside, sensor};
 
 /// What one round of the lab's traffic must look like: a filter, how many sessions it finds, and
 /// what each of them is.

@@ -8,6 +8,7 @@ mod show;
 use std::collections::BTreeMap;
 
 use capture_flow::time::Nanos;
+use capture_store::Store;
 use capture_store::ledger::{Chain, FileProblem, FilesCheck, LedgerRead};
 use serde::Serialize;
 
@@ -15,6 +16,24 @@ pub use reason::Reason;
 pub use show::{gap_json, write_json, write_short, write_text};
 
 use crate::times::Window;
+
+/// The moment of a question to a store.
+#[derive(Clone, Copy, Debug)]
+pub struct AskedAt {
+    /// The wall clock.
+    pub now: Nanos,
+    /// Whether a sensor writes to the store; `None` where that cannot be told.
+    pub is_written: Option<bool>,
+}
+
+impl AskedAt {
+    /// Asks a store now. To be taken before its ledger is read: a sensor that ends in between has
+    /// written its last line then.
+    #[must_use]
+    pub fn of(store: &Store, now: Nanos) -> Self {
+        Self { now, is_written: store.is_being_written().ok() }
+    }
+}
 
 /// A part of a window that is not covered, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,8 +109,8 @@ impl Coverage {
     /// the ledger's end, since what is written later (a recovery, a retirement) tells about times
     /// before.
     #[must_use]
-    pub fn of(sensor: &str, read: &LedgerRead, window: Window, now: Nanos) -> Self {
-        rules::coverage(sensor, read, window, now)
+    pub fn of(sensor: &str, read: &LedgerRead, window: Window, at: AskedAt) -> Self {
+        rules::coverage(sensor, read, window, at)
     }
 
     /// Adds a gap, cut to the window; one outside is dropped.

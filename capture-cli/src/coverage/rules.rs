@@ -9,18 +9,21 @@ use capture_store::ledger::{
 };
 
 use super::rings::Rings;
-use super::{Coverage, Gap, Kept, Reason, length};
+use super::{AskedAt, Coverage, Gap, Kept, Reason, length};
 use crate::times::Window;
 
-/// How long after its last line a run without a clean stop counts as alive. Lines come every
-/// second; a busy machine may be late.
+/// How long after its last line a run without a clean stop counts as alive, where the store's lock
+/// does not tell. Lines come every second; a busy machine may be late.
 const ALIVE: NanosDelta = NanosDelta::from_secs(30);
+/// How long a process that holds the lock may have been suspended. What is older was left by a run
+/// that died, and another one holds the lock now.
+const SUSPENDED: NanosDelta = NanosDelta::from_secs(3600);
 
 /// How long after its end a line may be written, its counters read meanwhile. What claims more is
 /// another clock: packet time in a replay, or a clock that was stepped.
 const WRITING: NanosDelta = NanosDelta::from_secs(60);
 
-pub(super) fn coverage(sensor: &str, read: &LedgerRead, window: Window, now: Nanos) -> Coverage {
+pub(super) fn coverage(sensor: &str, read: &LedgerRead, window: Window, at: AskedAt) -> Coverage {
     let LedgerRead { lines, damage } = read;
     let mut coverage = Coverage { sensor: sensor.to_owned(), ..Coverage::default() };
     let first = lines.iter().map(|line| line.from).min();
@@ -45,7 +48,7 @@ pub(super) fn coverage(sensor: &str, read: &LedgerRead, window: Window, now: Nan
     for run in &runs {
         of_run(run, &mut gaps);
     }
-    between_lines(&runs, damage, now, &mut gaps);
+    between_lines(&runs, lines, damage, at, &mut gaps);
     of_damage(damage, &mut gaps);
     coverage.gaps = gaps.joined();
     coverage
@@ -294,7 +297,13 @@ fn runs(lines: &[LedgerLine]) -> Vec<Run<'_>> {
 }
 
 /// The time that no line speaks of, and the ends of runs.
-fn between_lines(runs: &[Run<'_>], damage: &[Damage], now: Nanos, gaps: &mut Gaps<'_>) {
+fn between_lines(
+    runs: &[Run<'_>],
+    lines: &[LedgerLine],
+    damage: &[Damage],
+    at: AskedAt,
+    gaps: &mut Gaps<'_>,
+) {
     // Missing lines within a run: the intervals are numbered and join end to begin.
     for run in runs {
         for pair in run.lines.windows(2) {
@@ -305,14 +314,21 @@ fn between_lines(runs: &[Run<'_>], damage: &[Damage], now: Nanos, gaps: &mut Gap
             }
         }
     }
-    let newest = runs.iter().map(|run| run.to).max();
+    let newest = lines.last().map(|line| &line.run);
     let mut reached = gaps.from;
     let mut died: Option<Nanos> = None;
     for run in runs {
         if run.from > reached {
             idle((reached, run.from), died, gaps);
         }
-        let alive = !run.clean && Some(run.to) == newest && (now - run.to).0 < ALIVE.0;
+        let is_newest = run.lines.first().map(|line| &line.run) == newest;
+        let silent_for = at.now - run.to;
+        let alive = !run.clean
+            && is_newest
+            && match at.is_written {
+                Some(written) => written && silent_for < SUSPENDED,
+                None => silent_for < ALIVE,
+            };
         if !run.clean && run.complete < run.to {
             let reason = if alive { Reason::NotYet } else { Reason::UncleanEnd };
             gaps.add((run.complete, run.to), reason, 0, String::new());
@@ -325,7 +341,15 @@ fn between_lines(runs: &[Run<'_>], damage: &[Damage], now: Nanos, gaps: &mut Gap
         died = (!run.clean && !alive).then_some(run.to);
     }
     if reached < gaps.to || runs.is_empty() {
-        idle((reached, gaps.to), died, gaps);
+        // A sensor that has just begun has no line yet.
+        let begun = if at.is_written == Some(true) { at.now - ALIVE } else { Nanos::MAX };
+        let begun = begun.max(reached);
+        if begun > reached {
+            idle((reached, gaps.to.min(begun)), died, gaps);
+        }
+        if begun <= gaps.to {
+            gaps.add((begun, gaps.to), Reason::NotYet, 0, String::new());
+        }
     }
 }
 

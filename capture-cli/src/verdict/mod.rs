@@ -14,15 +14,17 @@ use anyhow::Context as _;
 use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::Store;
 use capture_store::key::PublicKey;
-use capture_store::ledger::{self, Chain, FilesCheck, LedgerRead, Vouched};
+use capture_store::ledger::{self, Chain, FilesCheck, LedgerRead, SealedFile, Vouched};
 
 pub use open::Presence;
 pub use show::{write_json, write_text};
+pub(crate) use show::possible_line;
+pub(crate) use words::end_in_words;
 pub use unread::UnreadFrame;
 pub use wait::{now, wait};
 
 use crate::columns::Order;
-use crate::coverage::{Coverage, Gap, Reason};
+use crate::coverage::{AskedAt, Coverage, Gap, Reason};
 use crate::filter::{Doubt, Expr, Truth};
 use crate::query;
 use crate::row::Row;
@@ -125,6 +127,8 @@ pub struct Witness {
     pub chain: Chain,
     /// The files of the session log that hold sessions of the window, against the ledger.
     pub files: FilesCheck,
+    /// The sealed files that hold frames or sessions of the window, as the ledger names them.
+    pub sealed: Vec<SealedFile>,
     /// What the runs of the window recorded, in their own words.
     pub policies: Vec<String>,
     /// When the window will be covered, where only time is missing.
@@ -226,18 +230,21 @@ fn witness(
     let window = (question.from, question.to);
     let closed = Window { from: Some(window.0), to: Some(window.1) };
     let sensor = store.identity().sensor.clone();
+    let at = AskedAt::of(store, now);
     // Before the sessions: rows that come meanwhile are more than the ledger promises, not less.
     // To the ledger's end, because what is written later tells about times before.
     let (read, chain) = ledger::read_chained(store, key, window.0 - IDLE, Nanos::MAX)
         .context("cannot read the ledger")?;
-    let mut coverage = Coverage::of(&sensor, &read, closed, now);
+    let mut coverage = Coverage::of(&sensor, &read, closed, at);
     coverage.add_chain(&chain);
     let newest = chain.head.as_ref().map(|head| &head.run);
-    let files =
-        ledger::check_sessions(store, &Vouched::of(&read.lines), newest, window.0, window.1)
-            .context("cannot check the files of the session log")?;
+    let vouched = Vouched::of(&read.lines);
+    let files = ledger::check_sessions(store, &vouched, newest, window.0, window.1)
+        .context("cannot check the files of the session log")?;
+    let holds = |file: &&SealedFile| closed.overlaps(file.first_ts, file.last_ts);
+    let sealed = vouched.present().filter(holds).cloned().collect();
     coverage.add_files(&files);
-    let runs = open::Runs::of(&read.lines, open::alive(&read.lines), now);
+    let runs = open::Runs::of(&read.lines, open::alive(&read.lines, at));
 
     let asked = query::Question {
         filter: question.filter.clone(),
@@ -255,7 +262,7 @@ fn witness(
     }
     proof.notes.extend(answer.notes.iter().cloned());
     let rows: Vec<&Row> = answer.found.iter().map(|found| &found.row).collect();
-    let mut judge = Judge { store, filter: &question.filter, now };
+    let mut judge = Judge { store, filter: &question.filter, at };
     let mut took = vec![false; rows.len()];
     for (number, row) in rows.iter().enumerate() {
         let presence = if closed.overlaps(row.ts, row.last_ts) {
@@ -308,6 +315,7 @@ fn witness(
         coverage,
         chain,
         files,
+        sealed,
         policies: policies(&read),
         ask_again_at,
     });
@@ -344,7 +352,7 @@ fn policies(read: &LedgerRead) -> Vec<String> {
 struct Judge<'a> {
     store: &'a Store,
     filter: &'a Expr,
-    now: Nanos,
+    at: AskedAt,
 }
 
 impl Judge<'_> {
@@ -366,7 +374,7 @@ impl Judge<'_> {
     }
 
     /// Whether the first frame seen of a session without a handshake may not have been its first:
-    /// then either end can have begun it. Asked only where that matters to the filter.
+    /// then either end can have begun it. AskedAt only where that matters to the filter.
     fn doubts_direction(&self, row: &Row) -> bool {
         let tcp = row.protocol == capture_flow::key::Protocol::TCP;
         if tcp || !row.direction_certain || row.is_fragments_only() {
@@ -379,7 +387,7 @@ impl Judge<'_> {
         let before = Window { from: Some(row.ts - IDLE), to: Some(row.ts) };
         match ledger::read(self.store, row.ts - IDLE, Nanos::MAX) {
             Ok(read) => {
-                let coverage = Coverage::of(&row.sensor, &read, before, self.now);
+                let coverage = Coverage::of(&row.sensor, &read, before, self.at);
                 coverage.gaps.iter().any(|gap| !gap.packets_only)
             }
             Err(_) => true,

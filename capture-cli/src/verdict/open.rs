@@ -9,7 +9,10 @@ use std::collections::HashMap;
 use capture_flow::key::{Address, Protocol};
 use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::ledger::{LedgerLine, Note};
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 
+use crate::coverage::AskedAt;
 use crate::row::Row;
 
 /// How far before and behind the window silent connections are followed.
@@ -46,15 +49,18 @@ pub(super) struct Runs {
 }
 
 impl Runs {
-    /// The runs in a ledger. One that is alive lasts until `now`.
-    pub(super) fn of(lines: &[LedgerLine], alive: Option<&str>, now: Nanos) -> Self {
+    /// The runs in a ledger. One that is alive has no end: its rows may be younger than its lines.
+    pub(super) fn of(lines: &[LedgerLine], alive: Option<&str>) -> Self {
         let mut runs: HashMap<&str, (Nanos, Nanos)> = HashMap::new();
         for line in lines {
-            let run = runs.entry(line.run.as_str()).or_insert((line.from, line.to));
-            *run = (run.0.min(line.from), run.1.max(line.to));
+            // The lines read may begin in the midst of a run; its name says when it began.
+            let begun = if line.mode == "capture" { begin_of(line.run.as_str()) } else { None };
+            let from = begun.map_or(line.from, |begun| begun.min(line.from));
+            let run = runs.entry(line.run.as_str()).or_insert((from, line.to));
+            *run = (run.0.min(from), run.1.max(line.to));
         }
         if let Some(run) = alive.and_then(|name| runs.get_mut(name)) {
-            run.1 = run.1.max(now);
+            run.1 = Nanos::MAX;
         }
         Self { runs: runs.into_values().collect() }
     }
@@ -66,15 +72,30 @@ impl Runs {
     }
 }
 
-/// The run that is alive: the newest one, if it has not ended.
-pub(super) fn alive(lines: &[LedgerLine]) -> Option<&str> {
-    let last = lines.iter().max_by_key(|line| line.to)?;
-    (!last.notes.contains(&Note::CleanStop) && last.mode == "capture").then(|| last.run.as_str())
+/// When a run began, to the second, by its name (`20070202T060000Z-…`).
+fn begin_of(run: &str) -> Option<Nanos> {
+    let text = run.split_once('Z')?.0;
+    let begun = DateTime::strptime("%Y%m%dT%H%M%S", text).ok()?;
+    let begun = begun.to_zoned(TimeZone::UTC).ok()?.timestamp();
+    i64::try_from(begun.as_nanosecond()).ok().map(Nanos)
+}
+
+/// The run that is alive: the newest one, if it has not ended and a sensor writes.
+pub(super) fn alive(lines: &[LedgerLine], at: AskedAt) -> Option<&str> {
+    let last = lines.last()?;
+    let goes_on = !last.notes.contains(&Note::CleanStop) && last.mode == "capture";
+    (goes_on && at.is_written != Some(false)).then(|| last.run.as_str())
 }
 
 /// The last moment at which the sensor held the session open.
 pub(super) fn open_until(row: &Row, runs: &Runs) -> Nanos {
-    let held = if !row.is_final {
+    let held = if row.is_fragments_only() {
+        // Datagrams that were given up: nothing is open.
+        None
+    } else if is_closed(row) {
+        // It only waits for strays.
+        None
+    } else if !row.is_final {
         // Nothing is known of it but that it had not ended while the sensor ran.
         runs.end_of(row.flushed_at)
     } else if &*row.end_reason == "timeout" && is_unclosed(row) {
@@ -92,6 +113,12 @@ pub(super) fn is_unclosed(row: &Row) -> bool {
     row.protocol == Protocol::TCP
         && matches!(&*row.conn_state, "S1" | "S2" | "S3" | "OTH")
         && is_two_way(row)
+}
+
+/// Whether it is a TCP connection that was refused, reset, or closed by both ends.
+fn is_closed(row: &Row) -> bool {
+    let over = ["SF", "REJ", "RSTO", "RSTR", "RSTOS0", "RSTRH"];
+    row.protocol == Protocol::TCP && over.contains(&&*row.conn_state)
 }
 
 /// Whether both ends acknowledged or sent data: what scanners and strays do not bring about.
@@ -149,4 +176,15 @@ pub(super) fn went_on(rows: &[&Row], window: (Nanos, Nanos)) -> Vec<(usize, Opti
     }
     found.sort_unstable();
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_tells_when_it_began() {
+        assert_eq!(begin_of("20070202T060000Z-0badcafe"), Some(Nanos(1_170_396_000_000_000_000)));
+        assert_eq!(begin_of("nonsense"), None);
+    }
 }

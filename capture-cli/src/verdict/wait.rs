@@ -8,7 +8,7 @@ use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::Store;
 use capture_store::ledger::{self, LedgerRead};
 
-use crate::coverage::{Coverage, Reason};
+use crate::coverage::{AskedAt, Coverage, Reason};
 use crate::times::Window;
 
 /// How far back the ledger is read to learn how far behind the log usually is.
@@ -44,11 +44,12 @@ pub fn wait(stores: &[Store], to: Nanos, limit: Duration) -> anyhow::Result<bool
         let mut changes = Changes::of(&dir)?;
         loop {
             let now = now();
+            let at = AskedAt::of(store, now);
             let from = to.min(now) - RECENT;
             let read = ledger::read(store, from, Nanos::MAX)
                 .with_context(|| format!("cannot read {}", dir.display()))?;
             let window = Window { from: Some(to.min(now)), to: Some(to) };
-            let coverage = Coverage::of(sensor, &read, window, now);
+            let coverage = Coverage::of(sensor, &read, window, at);
             if !coverage.gaps.iter().any(|gap| gap.reason == Reason::NotYet) {
                 break;
             }

@@ -1,0 +1,242 @@
+//! Verdicts about a wire that real programs and real faults speak and break on.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use stillwire_tests::process::await_until;
+use stillwire_tests::traffic::{Frames, Pace};
+use stillwire_tests::verdict::{Span, prove, rest};
+use stillwire_tests::{Lab, Wire, outside, sensor};
+
+/// Rows come every second, so that a verdict need not be waited for longer.
+const QUICK: [&str; 8] = [
+    "--packet-budget",
+    "512MiB",
+    "--segment-size",
+    "16MiB",
+    "--interim",
+    "1s",
+    "--fragment-timeout",
+    "1s",
+];
+
+const INTRUDER: &str = "resp host 10.77.0.2 and tcp port 22";
+
+/// Sessions of a window.
+fn sessions(store: &Path, filter: &str, span: Span) -> Result<Vec<Value>> {
+    let (from, to) = (span.from.text(), span.to.text());
+    let args = ["sessions", "--format", "ndjson", "--from", &from, "--to", &to, filter];
+    let rows = sensor::stillwire(store, &args)?;
+    rows.lines().map(|row| serde_json::from_str(row).context("a row")).collect()
+}
+
+/// The founding scenario. A host offers SSH; an alert says that it did something odd. Was somebody
+/// there?
+#[test]
+fn pings_are_no_login_and_a_login_is_one() -> Result<()> {
+    let lab = Lab::up()?;
+    let dir = sensor::store_dir()?;
+    let store = dir.path().join("store");
+    let program = sensor::capture_on(&lab.namespace("sensor"), &["tap0"], &store, &QUICK)?;
+    let ping = || {
+        let pattern = ["-c", "5", "-i", "0.05", "-s", "120", "-p", "5354494c4c", Lab::BOB];
+        lab.namespace("alice").run("ping", &pattern)
+    };
+
+    // Only pings: no login, and everything that the host saw is there to be looked at.
+    let (pinged, _) = Span::of(ping)?;
+    let said = prove(&store, INTRUDER, pinged)?.must_be("absent")?;
+    ensure!(said.list("sessions").is_empty() && said.list("possible").is_empty());
+    ensure!(said.json["ledger"]["chain"] == "valid", "{:#}", said.json);
+    let rows = sessions(&store, "host 10.77.0.2", pinged)?;
+    let protocols: Vec<_> = rows.iter().map(|row| row["proto"].as_str()).collect();
+    assert_eq!(protocols, [Some("icmp")], "the pings, and nothing else: {rows:#?}");
+    let file = dir.path().join("pings.pcap");
+    sensor::stillwire(
+        &store,
+        &["packets", "icmp and host 10.77.0.2", "-w", &file.to_string_lossy()],
+    )?;
+    let echoes = outside::tshark_fields(&file, "icmp", &["icmp.type", "data.data"])?;
+    assert_eq!(echoes.len(), 10, "five requests and five replies: {echoes:?}");
+    for echo in &echoes {
+        ensure!(echo[1].contains("5354494c4c5354494c4c5354"), "the pattern is whole: {echo:?}");
+    }
+
+    // A real login.
+    let (logged_in, _) = Span::of(|| lab.ssh("true")?.wait()?.success())?;
+    let said = prove(&store, INTRUDER, logged_in)?.must_be("present")?;
+    let found = said.list("sessions");
+    assert_eq!((found.len(), &found[0]["service"]), (1, &"ssh".into()), "{found:#?}");
+    prove(&store, INTRUDER, pinged)?.must_be("absent")?;
+
+    // One that is silent all the time that is asked about.
+    let mut shell = lab.ssh("echo in >&2; exec cat >/dev/null")?;
+    shell.await_stderr("in")?;
+    await_until("the open session's row", || {
+        let now = Span::lasting(0);
+        let open = prove(&store, INTRUDER, now)?;
+        Ok((open.verdict() == "present").then_some(()))
+    })?;
+    // What its beginning still has to say is said within a moment.
+    rest(500);
+    let (silent, _) = Span::of(ping)?;
+    let quiet = dir.path().join("quiet.pcap");
+    let (from, to, quiet_file) =
+        (silent.from.text(), silent.to.text(), quiet.to_string_lossy().into_owned());
+    let args = ["packets", "tcp port 22", "--from", &from, "--to", &to, "-w", &quiet_file];
+    sensor::stillwire_ended(&store, &args)?;
+    assert_eq!(outside::capinfos_frames(&quiet)?, 0, "the session was not silent");
+    prove(&store, INTRUDER, silent)?.must_be("present")?;
+    shell.kill()?;
+    let said = prove(&store, INTRUDER, silent)?.must_be("present")?;
+    assert_eq!(said.list("sessions").len(), 1, "{:#}", said.json);
+
+    // Something that may or may not have been one.
+    for (kind, why) in [("fragment", "fragments"), ("truncated", "cut off")] {
+        rest(500);
+        let send = || {
+            let program = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/odd-frames");
+            lab.namespace("alice").run("python3", &[program, "eth0", kind, "10.77.0.1", Lab::BOB])
+        };
+        let (odd, _) = Span::of(send)?;
+        let said = prove(&store, INTRUDER, odd)?.must_be("unproven")?;
+        let possible = said.list("possible");
+        ensure!(said.reasons().is_empty() && possible.len() == 1, "{:#}", said.json);
+        ensure!(possible[0]["why"].as_str().is_some_and(|w| w.contains(why)), "{possible:#?}");
+        prove(&store, "resp host 10.77.0.9 and tcp port 22", odd)?.must_be("absent")?;
+        prove(&store, "resp host 10.77.0.2 and udp port 53", odd)?.must_be("absent")?;
+    }
+    program.interrupt()?.success()?;
+    prove(&store, INTRUDER, pinged)?.must_be("absent")?;
+    Ok(())
+}
+
+/// A wire with some frames every second on it, none of them asked for.
+struct Watched {
+    wire: Wire,
+    dir: tempfile::TempDir,
+}
+
+/// What nobody sends.
+const NOBODY: &str = "tcp port 22";
+
+impl Watched {
+    fn new() -> Result<Self> {
+        Ok(Self { wire: Wire::new()?, dir: sensor::store_dir()? })
+    }
+
+    fn store(&self) -> std::path::PathBuf {
+        self.dir.path().join("store")
+    }
+
+    fn capture(&self, more: &[&str]) -> Result<stillwire_tests::Program> {
+        let args: Vec<&str> = QUICK.iter().chain(more).copied().collect();
+        sensor::capture(&self.wire, &self.store(), &args)
+    }
+
+    /// Half a second with a few frames in it, and the time that it took.
+    fn calm(&self) -> Result<Span> {
+        let frames = Frames { count: 50, bytes: 100, flows: 5, pace: Pace::Gap(100) };
+        let (span, _) = Span::of(|| {
+            frames.send(&self.wire)?;
+            rest(500);
+            Ok(())
+        })?;
+        Ok(span)
+    }
+
+    fn prove(&self, span: Span) -> Result<stillwire_tests::verdict::Said> {
+        prove(&self.store(), NOBODY, span)
+    }
+}
+
+/// Where one line of the ledger ends and another begins is not a test's to choose: what is asked
+/// about before and behind a fault keeps this distance.
+const BESIDE: u64 = 2500;
+
+#[test]
+fn frames_lost_in_an_overload_leave_their_time_unproven() -> Result<()> {
+    let watched = Watched::new()?;
+    let program = watched.capture(&["--ring-size", "64"])?;
+    let before = watched.calm()?;
+    rest(BESIDE);
+    let flood = Frames { count: 400_000, bytes: 1514, flows: 100, pace: Pace::Flood };
+    let (overload, sent) = Span::of(|| flood.send(&watched.wire))?;
+    rest(BESIDE);
+    let after = watched.calm()?;
+    watched.prove(before)?.must_be("absent")?;
+    let said = watched.prove(overload)?.must_be("unproven")?.because_of("ring_loss")?;
+    watched.prove(after)?.must_be("absent")?;
+    program.interrupt()?.success()?;
+    let lost = sent.carried + 100 - outside::recorded_frames(&watched.store())?;
+    let gaps = said.json["coverage"]["gaps"].as_array().context("gaps")?;
+    let told: u64 = gaps.iter().filter_map(|gap| gap["frames_lost"].as_u64()).sum();
+    assert_eq!(told, lost, "{gaps:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_link_that_was_down_leaves_its_time_unproven() -> Result<()> {
+    let watched = Watched::new()?;
+    let program = watched.capture(&[])?;
+    let before = watched.calm()?;
+    rest(BESIDE);
+    let (down, _) = Span::of(|| {
+        watched.wire.sender.run("ip", &["link", "set", Wire::SENDER, "down"])?;
+        rest(1500);
+        watched.wire.sender.run("ip", &["link", "set", Wire::SENDER, "up"])
+    })?;
+    rest(BESIDE);
+    let after = watched.calm()?;
+    watched.prove(before)?.must_be("absent")?;
+    watched.prove(down)?.must_be("unproven")?.because_of("link_down")?;
+    watched.prove(after)?.must_be("absent")?;
+    program.interrupt()?.success()?;
+    Ok(())
+}
+
+#[test]
+fn a_killed_sensor_leaves_its_last_moments_and_its_absence_unproven() -> Result<()> {
+    let watched = Watched::new()?;
+    let program = watched.capture(&[])?;
+    let before = watched.calm()?;
+    // Once it is known to be complete, no kill can take that back.
+    watched.prove(before)?.must_be("absent")?;
+    let (dead, _) = Span::of(|| {
+        program.kill()?;
+        Ok(Span::lasting(1000))
+    })?;
+    watched.prove(dead)?.must_be("unproven")?;
+    let program = watched.capture(&[])?;
+    rest(BESIDE);
+    let after = watched.calm()?;
+    watched.prove(before)?.must_be("absent")?;
+    watched.prove(dead)?.must_be("unproven")?.because_of("unclean_end")?;
+    watched.prove(after)?.must_be("absent")?;
+    program.interrupt()?.success()?;
+    Ok(())
+}
+
+#[test]
+fn time_without_a_sensor_and_sensors_that_are_asked_too_early() -> Result<()> {
+    let watched = Watched::new()?;
+    let early = Span::lasting(100);
+    let program = watched.capture(&[])?;
+    let covered = watched.calm()?;
+    watched.prove(covered)?.must_be("absent")?;
+    // The future is not known yet, and the answer says when it will be.
+    let store = watched.store();
+    let late = Span { from: covered.from, to: covered.to.plus(600_000) };
+    let (from, to) = (late.from.text(), late.to.text());
+    let args = ["prove", "--format", "json", NOBODY, "--from", &from, "--to", &to];
+    let ended = sensor::stillwire_ended(&store, &args)?;
+    let said: Value = serde_json::from_str(&ended.stdout)?;
+    assert_eq!((ended.code, &said["verdict"]), (Some(4), &"unproven".into()), "{said:#}");
+    assert!(said["ask_again_at"].is_string(), "{said:#}");
+    program.interrupt()?.success()?;
+    watched.prove(covered)?.must_be("absent")?;
+    watched.prove(early)?.must_be("unproven")?.because_of("no_sensor")?;
+    watched.prove(Span::lasting(100))?.must_be("unproven")?.because_of("no_sensor")?;
+    Ok(())
+}
