@@ -316,7 +316,7 @@ fn between_lines(
     }
     let newest = lines.last().map(|line| &line.run);
     let mut reached = gaps.from;
-    let mut died: Option<Nanos> = None;
+    let mut died = false;
     for run in runs {
         if run.from > reached {
             idle((reached, run.from), died, gaps);
@@ -338,7 +338,7 @@ fn between_lines(
             reached = gaps.to;
         }
         reached = reached.max(run.to);
-        died = (!run.clean && !alive).then_some(run.to);
+        died = !run.clean && !alive;
     }
     if reached < gaps.to || runs.is_empty() {
         // A sensor that has just begun has no line yet.
@@ -353,12 +353,9 @@ fn between_lines(
     }
 }
 
-/// Time without a run: what came before decides how it began.
-fn idle(span: (Nanos, Nanos), died: Option<Nanos>, gaps: &mut Gaps<'_>) {
-    let reason = match died {
-        Some(at) if at == span.0 => Reason::UncleanEnd,
-        _ => Reason::NoSensor,
-    };
+/// Time without a run: how the one before it ended says why.
+fn idle(span: (Nanos, Nanos), died: bool, gaps: &mut Gaps<'_>) {
+    let reason = if died { Reason::UncleanEnd } else { Reason::NoSensor };
     gaps.add(span, reason, 0, String::new());
 }
 

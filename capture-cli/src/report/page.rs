@@ -10,7 +10,8 @@ use crate::verdict::{Possible, Proof, Session, Verdict, Witness, end_in_words, p
 
 const STYLE: &str = include_str!("style.css");
 /// Nothing is loaded from anywhere, whatever stands in the page.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+const POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
 /// Most sessions, frames, gaps and files in one table: a page must stay one that can be opened.
 const LISTED: usize = 2000;
@@ -328,13 +329,17 @@ fn one_ledger(witness: &Witness, key: Option<&str>) -> Markup {
 
 /// The commands that repeat it.
 fn recheck(proof: &Proof) -> Markup {
-    let stores: Vec<String> =
-        proof.witnesses.iter().map(|witness| format!("--store {}", quoted(&witness.store))).collect();
+    let stores: Vec<String> = proof
+        .witnesses
+        .iter()
+        .map(|witness| format!("--store {}", quoted(&witness.store)))
+        .collect();
     let stores = stores.join(" ");
     let (from, to) = (rfc3339(proof.question.from), rfc3339(proof.question.to));
     let text = quoted(&proof.question.text);
     let prove = format!("stillwire prove {text} {stores} --from {from} --to {to}");
-    let packets = format!("stillwire packets {text} {stores} --from {from} --to {to} -w packets.pcap");
+    let packets =
+        format!("stillwire packets {text} {stores} --from {from} --to {to} -w packets.pcap");
     let verify: Vec<String> = proof
         .witnesses
         .iter()

@@ -17,11 +17,11 @@ use capture_store::key::PublicKey;
 use capture_store::ledger::{self, Chain, FilesCheck, LedgerRead, SealedFile, Vouched};
 
 pub use open::Presence;
-pub use show::{write_json, write_text};
 pub(crate) use show::possible_line;
-pub(crate) use words::end_in_words;
+pub use show::{write_json, write_text};
 pub use unread::UnreadFrame;
 pub use wait::{now, wait};
+pub(crate) use words::end_in_words;
 
 use crate::columns::Order;
 use crate::coverage::{AskedAt, Coverage, Gap, Reason};

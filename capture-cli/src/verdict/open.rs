@@ -76,7 +76,7 @@ impl Runs {
 fn begin_of(run: &str) -> Option<Nanos> {
     let text = run.split_once('Z')?.0;
     let begun = DateTime::strptime("%Y%m%dT%H%M%S", text).ok()?;
-    let begun = begun.to_zoned(TimeZone::UTC).ok()?.timestamp();
+    let begun = TimeZone::UTC.to_timestamp(begun).ok()?;
     i64::try_from(begun.as_nanosecond()).ok().map(Nanos)
 }
 
