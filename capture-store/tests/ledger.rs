@@ -156,7 +156,8 @@ fn any_note() -> impl Strategy<Value = Note> {
     let file = file.boxed();
     prop_oneof![
         (any_text(), any_text(), any::<Option<u8>>()).prop_map(|(program, policy, hash)| {
-            Note::Start { program, policy, identity: hash.map(|hash| format!("{hash:02x}")) }
+            let hex = |hash| format!("{hash:02x}");
+            Note::Start { program, policy, identity: hash.map(hex), boot_id: hash.map(hex) }
         }),
         Just(Note::CleanStop),
         any::<u64>().prop_map(|bytes| Note::TornLine { bytes }),

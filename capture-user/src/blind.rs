@@ -140,6 +140,14 @@ impl Blindness {
         spans.add(subject, Span { from, to: Some(to), detail: detail.to_owned(), told: false });
     }
 
+    /// The machine's clock was set back to `now`: nothing has begun or ended later.
+    pub fn clock_was_set_back(&self, now: Nanos) {
+        for (_, span) in self.spans().by_number.values_mut() {
+            span.from = span.from.min(now);
+            span.to = span.to.map(|to| to.min(now));
+        }
+    }
+
     /// What is blind now.
     #[must_use]
     pub fn now(&self) -> Vec<Subject> {
@@ -314,6 +322,17 @@ mod tests {
         blindness.end(&gone(), Nanos(9));
         assert_eq!(line(&blindness, 10, 20, true), (vec![], true));
         assert_eq!(line(&blindness, 20, 30, true), (vec![], false));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_takes_the_times_with_it() {
+        let blindness = Blindness::default();
+        blindness.begin(gone(), Nanos(1_000), "");
+        assert_eq!(line(&blindness, 990, 1_010, true).0, [(1_000, 1_010)]);
+        blindness.clock_was_set_back(Nanos(500));
+        assert_eq!(line(&blindness, 500, 510, true), (vec![(500, 510)], false));
+        blindness.end(&gone(), Nanos(515));
+        assert_eq!(line(&blindness, 510, 520, true), (vec![(510, 515)], true));
     }
 
     #[test]

@@ -259,6 +259,7 @@ impl Flush {
                 // The wall clock was set back: the line of what was says by how much.
                 run.close(open_since, false, false);
                 run.flush.intervals.begin_at(now);
+                run.flush.blind.clock_was_set_back(now);
             }
             thread::park_timeout(LOOK);
         }

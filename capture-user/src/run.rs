@@ -227,6 +227,7 @@ impl Run {
             program: concat!("stillwired ", env!("CARGO_PKG_VERSION")).to_owned(),
             policy: format!("{}{}{}", self.policy(), signs.policy(), canaries.policy()),
             identity: Some(self.store.store().identity_hash().context("cannot read sensor.json")?),
+            boot_id: (mode == "capture").then(boot_id).flatten(),
         };
         let _ = self.notes.send(start);
         Ok(Flush {
@@ -355,6 +356,12 @@ impl Run {
             );
         }
     }
+}
+
+/// The kernel's name for the time since the machine was started.
+fn boot_id() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim().to_owned())
 }
 
 /// The running flush thread.

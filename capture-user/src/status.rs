@@ -60,14 +60,18 @@ impl Status {
         }
     }
 
-    /// Shows the totals if it is time to.
-    pub fn show(&mut self, totals: &Totals) {
+    /// Shows the totals if it is time to, and what `blind` gives, which is best short.
+    pub fn show(&mut self, totals: &Totals, blind: impl FnOnce() -> Vec<String>) {
         let elapsed = self.last.elapsed();
         let every = if self.terminal { REDRAW } else { LOG };
         if self.quiet || elapsed < every {
             return;
         }
-        let line = line(&self.before, totals, elapsed);
+        let mut line = line(&self.before, totals, elapsed);
+        let blind = blind();
+        if !blind.is_empty() {
+            let _ = write!(line, " | BLIND: {}", blind.join(", "));
+        }
         if self.terminal {
             // Erase the line, write without a line feed: the next one takes its place.
             let _ = write!(io::stderr(), "\r\x1b[2K{line}");

@@ -190,6 +190,24 @@ fn an_interface_that_comes_back_is_taken_again() -> Result<()> {
 }
 
 #[test]
+fn an_interface_that_was_away_for_a_moment_is_taken_again() -> Result<()> {
+    let mut watched = Watched::start(Wire::new()?, &[])?;
+    watched.sees()?;
+    // It comes back with its old number, and with nothing that was set up on it.
+    let (sender, sensor) = (watched.wire.sender.name(), watched.wire.sensor.name());
+    let move_it = format!(
+        "ip link set tap0 netns {sender} && ip -n {sender} link set tap0 netns {sensor} && \
+         ip link set tap0 up"
+    );
+    let (moved, _) = when(|| watched.wire.sensor.run("sh", &["-c", &move_it]))?;
+    watched.await_sight(BlindCause::InterfaceGone, moved)?;
+    watched.sees()?;
+    assert_eq!(watched.stop()?.code, Some(0));
+    watched.encloses(BlindCause::InterfaceGone, moved, moved)?;
+    watched.has_all(0)
+}
+
+#[test]
 fn silence_is_blindness_for_each_interface_by_itself() -> Result<()> {
     let wire = Wire::new()?;
     // Nobody ever speaks on the second one, which the first one's frames do not excuse.

@@ -469,6 +469,11 @@ pub enum Note {
         /// BLAKE3 of `sensor.json`, in hex: the run is bound to this identity.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         identity: Option<String>,
+        /// The kernel's name for the time since the machine was started
+        /// (`/proc/sys/kernel/random/boot_id`), in a capture: another one than the run's before
+        /// means that the machine was restarted in between.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        boot_id: Option<String>,
     },
     /// The run ended in order: everything is sealed. Without this note in a run's last line, it
     /// ended uncleanly.

@@ -50,8 +50,9 @@ pub(super) struct Captured {
     failed: BTreeMap<u32, String>,
     /// When it was last looked at: what is found now began after that.
     looked_at: Nanos,
-    /// Whether it was seen without a link since.
+    /// Whether it was seen without a link since, or removed.
     was_down: bool,
+    was_removed: bool,
     /// Whether receive queues were added since the program was attached: some drivers (veth) let
     /// it see the frames of those only once it is attached anew.
     has_new_queues: bool,
@@ -116,6 +117,7 @@ impl Captured {
             failed: BTreeMap::new(),
             looked_at: clock(),
             was_down: false,
+            was_removed: false,
             has_new_queues: false,
             ails: BTreeSet::new(),
             failure: None,
@@ -135,6 +137,12 @@ impl Captured {
     /// A message told that it had no link.
     pub(super) fn note_down(&mut self) {
         self.was_down = true;
+    }
+
+    /// A message told that a link was removed: even if it is there again under its old number,
+    /// nothing of what was set up on it is left.
+    pub(super) fn note_removed(&mut self, link: &Link) {
+        self.was_removed |= self.link.as_ref().is_some_and(|own| own.is(link));
     }
 
     /// The queues that a worker receives.
@@ -251,7 +259,9 @@ impl Captured {
             // Nothing is known now: the next look tells, as from the last one that could be had.
             return;
         };
-        let known = self.link.as_ref().filter(|own| found.as_ref().is_some_and(|f| f.is(own)));
+        let removed = std::mem::take(&mut self.was_removed);
+        let same = |own: &&Link| !removed && found.as_ref().is_some_and(|found| found.is(own));
+        let known = self.link.as_ref().filter(same);
         // The carrier that went and came between two looks has left a trace.
         let mut flapped = std::mem::take(&mut self.was_down);
         if let (Some(known), Some(found)) = (known, &found) {
@@ -275,15 +285,19 @@ impl Captured {
         {
             after = self.diagnose(found.as_ref());
         }
-        self.tell(blindness, before, after, flapped && found.is_some());
+        self.tell(blindness, before, after, flapped);
         self.looked_at = begun;
     }
 
     /// Says what was found at this look, before and after mending.
     fn tell(&mut self, blindness: &Blindness, before: Ailments, after: Ailments, flapped: bool) {
-        let (from, to) = (self.looked_at, clock());
+        let to = clock();
+        // The clock may have been set back.
+        let from = self.looked_at.min(to);
         let down = Subject::interface(BlindCause::LinkDown, &self.name);
-        if flapped && !before.contains_key(&down) && !self.ails.contains(&down) {
+        let gone = Subject::interface(BlindCause::InterfaceGone, &self.name);
+        let known = |subject: &Subject| before.contains_key(subject) || self.ails.contains(subject);
+        if flapped && !known(&down) && !known(&gone) {
             warn!("blind for a moment: {down}");
             blindness.was(down, from, to, "it went down and came back");
         }
@@ -293,9 +307,9 @@ impl Captured {
             }
         };
         before.iter().for_each(begin);
-        let known: BTreeSet<Subject> =
+        let ailed: BTreeSet<Subject> =
             before.into_keys().chain(self.ails.iter().cloned()).collect();
-        for subject in known {
+        for subject in ailed {
             if !after.contains_key(&subject) && blindness.end(&subject, to).is_some() {
                 info!("sees again: {subject}");
             }

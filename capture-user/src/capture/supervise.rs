@@ -99,7 +99,8 @@ impl Supervisor {
                 healthy = false;
                 break;
             }
-            status.show(&run.totals());
+            status
+                .show(&run.totals(), || run.blind.now().iter().map(ToString::to_string).collect());
             self.wait(&signals, config);
         }
         // XDP first, then the workers drain what already lies in the rings: at the end every
@@ -159,7 +160,12 @@ impl Supervisor {
                     }
                 }
             }
-            LinkChange::Gone(link) => due |= interfaces.iter().any(|captured| captured.is(&link)),
+            LinkChange::Gone(link) => {
+                for captured in interfaces.iter_mut().filter(|captured| captured.is(&link)) {
+                    due = true;
+                    captured.note_removed(&link);
+                }
+            }
             LinkChange::Missed => due = true,
         });
         if !due {
