@@ -14,9 +14,9 @@ static STAMP_CLOCK: u32 = StampClock::Monotonic as u32;
 /// stays as it was.
 #[inline(always)]
 pub(crate) fn write(ctx: &XdpContext, rx_queue: u32) -> bool {
-    // SAFETY: the context is the one the kernel called us with. The helper moves the start of the
-    // metadata area or refuses, and it invalidates what we knew of the frame's bounds, of which
-    // nothing is kept across the call.
+    // The helper moves the start of the metadata area or refuses.
+    // SAFETY: the context is the one the kernel called us with, and of the frame's bounds, which
+    // the helper invalidates, nothing is kept across the call.
     if unsafe { bpf_xdp_adjust_meta(ctx.ctx, -(FrameStamp::LEN as i32)) } != 0 {
         return false;
     }
@@ -34,9 +34,10 @@ pub(crate) fn write(ctx: &XdpContext, rx_queue: u32) -> bool {
 
 #[inline(always)]
 fn now() -> u64 {
-    // SAFETY: a plain read of a static. Volatile because the loader rewrites the value in the
-    // object, behind the compiler's back. The verifier knows the value and leaves the other
-    // branch out, so that a kernel without the helper still takes the program.
+    // Volatile because the loader rewrites the value in the object, behind the compiler's back. The
+    // verifier knows the value and leaves the other branch out, so that a kernel without the helper
+    // still takes the program.
+    // SAFETY: a plain read of a static, which nobody writes while the program runs.
     let clock = unsafe { ptr::read_volatile(&raw const STAMP_CLOCK) };
     if clock == StampClock::Tai as u32 {
         // SAFETY: takes nothing, reads a clock (kernel 6.1).

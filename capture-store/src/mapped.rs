@@ -55,10 +55,9 @@ impl MappedFile {
             return Err(MapError::CopyOnWrite(name));
         }
         fallocate(&file, FallocateFlags::empty(), 0, bytes as u64).map_err(io::Error::from)?;
-        // SAFETY: the file was created by this process with `create_new` in the store's
-        // directory, which only the holder of the store's lock changes; nobody truncates it while
-        // it is mapped (sealing drops the map first). Readers use read(2), never a map, and look
-        // only at bytes below the committed length.
+        // Readers use read(2), never a map, and look only at bytes below the committed length.
+        // SAFETY: `create_new` made the file in the store's directory, which only the holder of
+        // its lock changes; nobody truncates it while it is mapped: sealing drops the map first.
         let map = unsafe { MmapOptions::new().len(bytes).map_mut(&file) }?;
         let mut mapped = Self { map, file };
         match mapped.map.advise(Advice::PopulateWrite) {
@@ -93,10 +92,10 @@ impl MappedFile {
     #[inline]
     pub(crate) fn words(&self) -> &[AtomicU64] {
         let words = self.map.len() / size_of::<AtomicU64>();
-        // SAFETY: a map begins at a page, so it is aligned for u64; `words` words lie within it;
-        // it stays mapped for as long as `self` is borrowed. The result borrows `self`, and
-        // `bytes_mut` needs `&mut self`, so no plain reference to the same bytes is alive that
-        // could be written through.
+        // The result borrows `self`, and `bytes_mut` needs `&mut self`: no plain reference to the
+        // same bytes is alive that could be written through.
+        // SAFETY: a map begins at a page, so it is aligned for u64; `words` words lie within it,
+        // and it stays mapped for as long as `self` is borrowed.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast::<AtomicU64>(), words) }
     }
 

@@ -99,11 +99,10 @@ impl Ethtool {
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         request.ifr_name = self.name;
         request.ifr_ifru.ifru_data = std::ptr::from_mut(question).cast();
-        // SAFETY: SIOCETHTOOL reads the command at the start of `question` and writes an answer of
-        // the size that belongs to the command. `Question` is implemented only by the structures
-        // of exactly that size, both live for the call.
-        let result =
-            unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCETHTOOL as _, &mut request) };
+        let socket = self.socket.as_raw_fd();
+        // SAFETY: SIOCETHTOOL writes an answer of the size that belongs to the command at the start
+        // of `question`, live for the call; only structures of exactly that size are a `Question`.
+        let result = unsafe { libc::ioctl(socket, libc::SIOCETHTOOL as _, &mut request) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }

@@ -124,8 +124,8 @@ impl Rings {
         let name: Interface = iface.parse().map_err(invalid)?;
         // SAFETY: the duty is about several sockets sharing a UMEM and a queue. This UMEM was made
         // for this one socket, and the program is ours, not libxdp's.
-        let (tx, rx, rings) =
-            unsafe { Socket::new(config, &umem, &name, queue) }.map_err(system)?;
+        let bound = unsafe { Socket::new(config, &umem, &name, queue) };
+        let (tx, rx, rings) = bound.map_err(system)?;
         let (mut fill, completion) =
             rings.ok_or_else(|| io::Error::other("the queue is bound already"))?;
 
