@@ -226,6 +226,13 @@ impl Clock {
         self.shown(at, "%Y-%m-%d %H:%M:%S%.f %:z")
     }
 
+    /// How prose shows a moment: local, to the millisecond, with its offset.
+    #[must_use]
+    pub fn prose(&self, at: Nanos) -> Shown {
+        let whole = at.0.rem_euclid(1_000_000_000) < 1_000_000;
+        self.shown(at, if whole { "%Y-%m-%d %H:%M:%S %:z" } else { "%Y-%m-%d %H:%M:%S%.3f %:z" })
+    }
+
     /// The zone as a heading names it.
     #[must_use]
     pub fn zone_name(&self) -> String {

@@ -65,7 +65,7 @@ pub(super) fn page(proof: &Proof, context: &Context<'_>) -> Markup {
                 main {
                     header {
                         span { b { "Stillwire" } " evidence" }
-                        span { "asked " (clock.long(proof.asked_at)) }
+                        span { "asked " (clock.prose(proof.asked_at)) }
                     }
                     (verdict(proof, clock))
                     (coverage(proof, clock))
@@ -97,8 +97,8 @@ fn verdict(proof: &Proof, clock: &Clock) -> Markup {
         }
         dl {
             dt { "Question" } dd { code { (filter(proof)) } }
-            dt { "From" } dd { (clock.long(proof.question.from)) }
-            dt { "To" } dd { (clock.long(proof.question.to)) }
+            dt { "From" } dd { (clock.prose(proof.question.from)) }
+            dt { "To" } dd { (clock.prose(proof.question.to)) }
             dt { "Covered" } dd { (seconds(covered)) " of " (seconds(whole)) }
             dt { "Sensors" } dd {
                 @for (number, witness) in proof.witnesses.iter().enumerate() {
@@ -146,9 +146,9 @@ fn sessions(proof: &Proof, clock: &Clock) -> Markup {
             div class="wide" {
                 table id="sessions" {
                     thead { tr {
-                        th { "First frame" } th { "Last frame" } th { "Proto" } th { "Originator" }
+                        th { "First frame" } th { "Lasting" } th { "Proto" } th { "Originator" }
                         th { "Responder" } th { "Service" } th { "State" }
-                        th class="n" { "Packets sent" } th class="n" { "received" } th { "uid" }
+                        th class="n" { "Packets" } th { "uid" }
                     } }
                     tbody {
                         @for session in proof.sessions.iter().take(LISTED) { (one(session, clock)) }
@@ -165,15 +165,16 @@ fn one(session: &Session, clock: &Clock) -> Markup {
     html! {
         tr data-uid=(visible(&row.uid)) {
             td class="t" { (clock.short(row.ts)) }
-            td class="t" { (clock.short(row.last_ts)) }
+            td class="t" title=(clock.prose(row.last_ts)) {
+                (length((row.last_ts - row.ts).0 as f64 / 1e9))
+            }
             td { (visible(&row.proto)) }
-            td { (end_in_words(row, &row.orig)) }
-            td { (end_in_words(row, &row.resp)) }
+            td class="end" { (end_in_words(row, &row.orig)) }
+            td class="end" { (end_in_words(row, &row.resp)) }
             td { (row.service.as_deref().map_or("–".into(), visible)) }
             td { (visible(&row.conn_state)) @if !row.is_final { " …" } }
-            td class="n" { (row.orig.pkts) }
-            td class="n" { (row.resp.pkts) }
-            td { code { (visible(&row.uid)) } }
+            td class="n t" { (row.orig.pkts) " / " (row.resp.pkts) }
+            td class="t" { code { (visible(&row.uid)) } }
         }
     }
 }

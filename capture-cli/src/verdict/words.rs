@@ -20,8 +20,8 @@ impl Proof {
         };
         let when = format!(
             "between {} and {}",
-            clock.long(self.question.from),
-            clock.long(self.question.to)
+            clock.prose(self.question.from),
+            clock.prose(self.question.to)
         );
         match self.verdict {
             Verdict::Absent => {
@@ -37,7 +37,7 @@ impl Proof {
                     open.push(possible_in_words(first, self.possible.len(), clock));
                 }
                 let again = match self.ask_again_at() {
-                    Some(at) => format!(" Ask again after {}.", clock.long(at)),
+                    Some(at) => format!(" Ask again after {}.", clock.prose(at)),
                     None => String::new(),
                 };
                 format!(
@@ -102,9 +102,9 @@ fn witness_in_words(witness: &Witness) -> String {
 pub(crate) fn gap_in_words(gap: &Gap, of: usize, clock: &Clock) -> String {
     let lasting = length((gap.to - gap.from).0 as f64 / 1e9);
     let when = if gap.from == gap.to {
-        format!("at {}", clock.long(gap.from))
+        format!("at {}", clock.prose(gap.from))
     } else {
-        format!("from {} to {} ({lasting})", clock.long(gap.from), clock.long(gap.to))
+        format!("from {} to {} ({lasting})", clock.prose(gap.from), clock.prose(gap.to))
     };
     let mut what = gap.reason.explain().to_owned();
     if !gap.detail.is_empty() {
@@ -134,14 +134,14 @@ fn possible_in_words(first: &Possible, of: usize, clock: &Clock) -> String {
             format!(
                 "a frame of {} bytes {ends} at {} could belong to one ({})",
                 frame.wire_len,
-                clock.long(frame.ts),
+                clock.prose(frame.ts),
                 frame.why()
             )
         }
         Possible::Frames { count, span, .. } => format!(
             "{count} frames from {} to {} that could not be read cannot be looked at any more",
-            clock.long(span.0),
-            clock.long(span.1)
+            clock.prose(span.0),
+            clock.prose(span.1)
         ),
     };
     match of {
@@ -161,8 +161,8 @@ pub(crate) fn session_in_words(session: &Session, clock: &Clock) -> String {
         visible(&row.proto),
         end_in_words(row, &row.orig),
         end_in_words(row, &row.resp),
-        clock.long(row.ts),
-        clock.long(row.last_ts),
+        clock.prose(row.ts),
+        clock.prose(row.last_ts),
         visible(&row.uid)
     )
 }
