@@ -30,6 +30,8 @@ pub enum Domain {
     Anchor,
     /// A canary frame.
     Canary,
+    /// A note that the ledger still has to be told.
+    Owed,
 }
 
 impl Domain {
@@ -38,6 +40,7 @@ impl Domain {
             Self::LedgerLine => b"stillwire ledger line 1",
             Self::Anchor => b"stillwire anchor 1",
             Self::Canary => b"stillwire canary 1",
+            Self::Owed => b"stillwire owed note 1",
         }
     }
 

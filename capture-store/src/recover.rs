@@ -43,6 +43,9 @@ pub struct RecoveryReport {
     pub live_files: u64,
     /// Rows in them.
     pub rows: u64,
+    /// Files whose sealing was killed before its last step: they are sealed now.
+    #[serde(default)]
+    pub unfinished: u64,
     /// Bytes that were no whole batch of rows, which were left out.
     pub torn_bytes: u64,
     /// Files without content that were removed.
@@ -62,7 +65,7 @@ impl RecoveryReport {
     /// Whether anything had been left open: the last run did not end in order.
     #[must_use]
     pub fn was_unclean(&self) -> bool {
-        self.segments > 0 || self.live_files > 0 || !self.left.is_empty()
+        self.segments > 0 || self.live_files > 0 || self.unfinished > 0 || !self.left.is_empty()
     }
 
     fn saw(&mut self, at: Nanos) {
@@ -193,7 +196,10 @@ fn owe_sealed(place: &Place, report: &mut RecoveryReport, owed: &Owed) {
         },
     );
     match sealed {
-        Ok(sealed) => owed.inherit(&SealedFile::of_segment(&sealed).map(Note::Sealed)),
+        Ok(sealed) => {
+            report.unfinished += 1;
+            owed.inherit(&SealedFile::of_segment(&sealed).map(Note::Sealed));
+        }
         Err(error) => report.leave(&place.pcap, &error),
     }
 }
@@ -327,6 +333,7 @@ fn recover_sessions(store: &Store, report: &mut RecoveryReport, owed: &Owed) -> 
         // Its sealing was killed before the last step, so nobody told the ledger. A file that
         // cannot be read is written again.
         if let Some(file) = sealed.get(stem).and_then(|parquet| pending.sealed_as(parquet)) {
+            report.unfinished += 1;
             owed.inherit(&[Note::Sealed(file)]);
             report.removed += u64::from(layout::remove_if_there(&path)?);
             continue;

@@ -347,9 +347,10 @@ impl OwnedStore {
             layout::create_dir(&dir).map_err(io("create", &dir))?;
         }
         let store = Store { layout, identity };
-        let owed = Owed::open(&store.layout.owed()).map_err(io("read", &store.layout.owed()))?;
+        let (key, path_of_owed) = (Arc::new(key), store.layout.owed());
+        let owed = Owed::open(&path_of_owed, &key).map_err(io("read", &path_of_owed))?;
         let recovery = recover::recover(&store, &owed).map_err(io("recover", path))?;
-        let (key, owed, made) = (Arc::new(key), Arc::new(owed), Made::default());
+        let (owed, made) = (Arc::new(owed), Made::default());
         Ok(Self { store, recovery, key, owed, made, _lock: lock })
     }
 

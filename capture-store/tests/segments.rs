@@ -541,7 +541,7 @@ fn a_note_that_stands_in_the_last_line_is_not_told_again() {
     assert!(!owed.exists());
     drop(store);
     // As a kill between the line and forgetting leaves it, and the torn end of another note.
-    fs::write(&owed, [&before, br#"{"note":"seal"#.as_slice()].concat()).unwrap();
+    fs::write(&owed, [&before, br#"{"owed":{"note":"seal"#.as_slice()].concat()).unwrap();
     let store = small_store(dir.path());
     let mut next = line(1);
     LedgerWriter::open(&store).unwrap().append(&mut next).unwrap();
@@ -573,7 +573,32 @@ fn a_segment_sealed_but_for_its_journal_is_told_with_its_hashes() {
     drop(store);
     let mut next = line(0);
     LedgerWriter::open(&small_store(dir.path())).unwrap().append(&mut next).unwrap();
-    assert_eq!(next.notes, sealed);
+    assert_eq!(next.notes[..2], sealed);
+    assert!(matches!(&next.notes[2..], [Note::Recovered(report)] if report.unfinished == 1));
+}
+
+#[test]
+fn a_note_that_somebody_else_wrote_is_not_told_as_the_sensors() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    store.owe(&[Note::Said { text: "true".to_owned() }]);
+    drop(store);
+    let owed = dir.path().join("store/ledger/owed.jsonl");
+    let text = fs::read_to_string(&owed).unwrap();
+    let forged = text.replace("true", "lies");
+    fs::write(&owed, format!("{text}{forged}")).unwrap();
+    let mut next = line(0);
+    LedgerWriter::open(&small_store(dir.path())).unwrap().append(&mut next).unwrap();
+    let said: Vec<_> = next
+        .notes
+        .iter()
+        .filter_map(|note| match note {
+            Note::Said { text } => Some(text.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!((said.len(), said[0]), (2, "true"), "{said:?}");
+    assert!(said[1].contains("not signed by this sensor"), "{said:?}");
 }
 
 #[test]

@@ -137,7 +137,7 @@ fn rows_are_read_from_the_tail_and_then_from_parquet() {
     assert_eq!(uids(&reader, &Scan::default()), all);
     drop(store);
     let store = small_store(dir.path());
-    assert_eq!((store.recovery().removed, store.recovery().was_unclean()), (1, false));
+    assert_eq!((store.recovery().removed, store.recovery().unfinished), (1, 1));
     assert_eq!(uids(store.store(), &Scan::default()), all);
 }
 

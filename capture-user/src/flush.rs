@@ -234,6 +234,7 @@ impl Flush {
     pub fn capture(self, stop: &End, clock: impl Fn() -> Nanos) -> Result<()> {
         let mut run = Run::new(self);
         run.wall = Some(WallClock::read());
+        run.begin();
         loop {
             // Before the hand-offs are emptied: workers have ended by then.
             let stopping = stop.is_set();
@@ -271,6 +272,7 @@ impl Flush {
     /// The session log or the last line could not be written.
     pub fn replay(self, stop: &End, clock: &ReplayClock, worker: &Thread) -> Result<()> {
         let mut run = Run::new(self);
+        run.begin();
         loop {
             let stopping = stop.is_set();
             let ticket = clock.pending();
@@ -310,6 +312,12 @@ impl Run {
             wall: None,
             complete_through: None,
         }
+    }
+
+    /// The first line, at once: from here on whatever lies open in the store is known to be of a
+    /// run, and none that somebody else put there.
+    fn begin(&mut self) {
+        self.close(self.flush.intervals.from(), false, false);
     }
 
     /// Whether a line may be tried now: one that the disk refused is not tried again at every look.

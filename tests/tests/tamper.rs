@@ -17,6 +17,17 @@ const TRACES: [&str; 4] = [
     "ftp__ipv6.pcap",
 ];
 
+/// Where the captures are.
+fn traces() -> Result<PathBuf> {
+    let root = std::env::var_os("STILLWIRE_TRACES").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/traces")),
+        PathBuf::from,
+    );
+    let captures = root.join("zeek");
+    ensure!(captures.is_dir(), "no captures in {}: set STILLWIRE_TRACES", captures.display());
+    Ok(captures)
+}
+
 /// A replayed store and what was in it.
 struct Lab {
     _dir: tempfile::TempDir,
@@ -30,12 +41,8 @@ impl Lab {
     fn new() -> Result<Self> {
         let dir = sensor::store_dir()?;
         let store = dir.path().join("store");
-        let root = std::env::var_os("STILLWIRE_TRACES").map_or_else(
-            || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/traces")),
-            PathBuf::from,
-        );
         for trace in TRACES {
-            let file = root.join("zeek").join(trace);
+            let file = traces()?.join(trace);
             let ended = sensor::stillwired(&[
                 "replay",
                 "--quiet",
@@ -311,5 +318,91 @@ fn no_line_is_removed_moved_repeated_or_forged_unnoticed() -> Result<()> {
     let kinds = lab.must_find("no signature and no key")?;
     ensure!(kinds.contains(&Kind::Key), "{kinds:?}");
     lab.restore_all()?;
+    lab.must_be_whole("everything put back")
+}
+
+/// One more run over a store that somebody prepared, by the sensor itself.
+fn run_again(store: &Path) -> Result<()> {
+    let trace = traces()?.join(TRACES[0]);
+    let (store, trace) = (store.to_string_lossy(), trace.to_string_lossy());
+    let args = ["replay", "--quiet", "--segment-size", "1MiB", "--store", &store, &trace];
+    sensor::stillwired(&args)?.success().map(drop)
+}
+
+/// Whoever prepares a store so that the next start takes something for its own work would have it
+/// signed: the sensor believes nothing that it did not sign, and what a recovery signs anew shows.
+#[test]
+fn no_forgery_is_laundered_by_the_next_run() -> Result<()> {
+    let lab = Lab::new()?;
+    let first = |ending: &str| -> Result<PathBuf> {
+        lab.files(&[ending])?.into_iter().next().context("there is one")
+    };
+    let (pcap, idx, parquet) = (first("pcap")?, first("idx")?, first("parquet")?);
+    let path = |file: &Path| lab.store.join(file);
+    let change = |file: &Path| -> Result<()> {
+        let mut content = fs::read(path(file))?;
+        // The last bytes of a packet, well behind any header.
+        let at = content.len() - 3;
+        content[at] ^= 0xff;
+        Ok(fs::write(path(file), content)?)
+    };
+    run_again(&lab.store)?;
+    lab.must_be_whole("one more run")?;
+    lab.restore_all()?;
+
+    // A journal beside a sealed segment: it looks as if its sealing had been killed.
+    change(&pcap)?;
+    fs::write(path(&pcap.with_extension("idx.open")), b"")?;
+    run_again(&lab.store)?;
+    lab.must_find("a changed segment with a journal beside it")?;
+    lab.restore_all()?;
+    // Without its index it looks as if it had not been sealed at all.
+    change(&pcap)?;
+    fs::remove_file(path(&idx))?;
+    run_again(&lab.store)?;
+    lab.must_find("a changed segment without its index")?;
+    lab.restore_all()?;
+    // A segment of a run that never was.
+    let planted = pcap.with_file_name("00000000000000000099.pcap");
+    fs::copy(path(&pcap), path(&planted))?;
+    run_again(&lab.store)?;
+    let kinds = lab.must_find("a planted segment, sealed by the recovery")?;
+    ensure!(kinds.contains(&Kind::LeftOpen), "{kinds:?}");
+    lab.restore_all()?;
+    let planted_index = planted.with_extension("idx");
+    fs::copy(path(&pcap), path(&planted))?;
+    fs::copy(path(&idx), path(&planted_index))?;
+    run_again(&lab.store)?;
+    lab.must_find("a planted segment with an index")?;
+    lab.restore_all()?;
+    // An open tail under the name of a sealed file: it looks like a sealing that was killed.
+    let stem = parquet.file_stem().context("a name")?.to_string_lossy().into_owned();
+    let other = lab.files(&["parquet"])?.into_iter().nth(1).context("another one")?;
+    fs::copy(path(&other), path(&parquet))?;
+    fs::write(lab.store.join(format!("sessions/live/{stem}.arrows")), b"")?;
+    run_again(&lab.store)?;
+    lab.must_find("a replaced session file with an open tail beside it")?;
+    lab.restore_all()?;
+
+    // Notes that wait for the next line, written by somebody else.
+    let note = |kind: &str, file: &Path| {
+        serde_json::json!({
+            "note": kind, "path": file, "bytes": 1, "blake3": "00".repeat(32), "items": 1,
+            "first_ts": "2007-02-02T06:25:00Z", "last_ts": "2007-02-02T06:25:00Z",
+        })
+    };
+    for owed in [
+        note("retired", &parquet).to_string(),
+        serde_json::json!({ "owed": note("retired", &parquet) }).to_string(),
+        serde_json::json!({ "owed": note("retired", &parquet), "sig": "00".repeat(64) })
+            .to_string(),
+    ] {
+        fs::remove_file(path(&parquet))?;
+        fs::write(lab.store.join("ledger/owed.jsonl"), format!("{owed}\n"))?;
+        run_again(&lab.store)?;
+        let kinds = lab.must_find("a session file that a forged note calls retired")?;
+        ensure!(kinds.contains(&Kind::FileMissing), "{kinds:?}");
+        lab.restore_all()?;
+    }
     lab.must_be_whole("everything put back")
 }

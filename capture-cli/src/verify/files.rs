@@ -111,6 +111,11 @@ impl Files {
         findings: &mut Findings,
     ) {
         self.wrong.retain(|path, _| !vouched.is_retired(path));
+        for path in vouched.sealed_again() {
+            let what = "it was sealed again with another content: a changed file was put where a \
+                        recovery takes it for an unsealed one";
+            findings.add(Kind::FileChanged, path, what);
+        }
         for (path, problem) in &self.wrong {
             let kind = match problem {
                 FileProblem::Missing => Kind::FileMissing,

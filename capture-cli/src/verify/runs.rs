@@ -24,6 +24,8 @@ struct Run {
     to: Nanos,
     first_place: String,
     last_place: String,
+    /// Whether it found files that an earlier run had left open.
+    recovered: bool,
 }
 
 /// All runs.
@@ -43,8 +45,11 @@ impl Runs {
             Note::Start { identity, .. } => Some(identity.clone()),
             _ => None,
         });
+        let mut recovered_here = false;
         for note in &line.notes {
             if let Note::Recovered(report) = note {
+                recovered_here |=
+                    report.segments > 0 || report.live_files > 0 || report.unfinished > 0;
                 self.set_aside |= report.bytes_lost > 0 || report.torn_bytes > 0;
                 self.recoveries.push(recovered(report, place));
             }
@@ -58,7 +63,9 @@ impl Runs {
             to: line.to,
             first_place: String::new(),
             last_place: String::new(),
+            recovered: false,
         });
+        run.recovered |= recovered_here;
         if line.seq < run.first_seq {
             run.first_seq = line.seq;
             place.clone_into(&mut run.first_place);
@@ -90,6 +97,7 @@ impl Runs {
         runs.sort_by_key(|(_, run)| run.first_seq);
         report.runs = runs.len() as u64;
         report.declared.extend(self.recoveries.iter().cloned());
+        left_open(&runs, findings);
         for (id, run) in &runs {
             if !run.begun {
                 let what = format!("the first line of run {id} does not say that it began");
@@ -121,6 +129,24 @@ impl Runs {
             findings.add(Kind::End, "ledger", "the ledger is empty");
         }
         identities(&runs, identity, report.key.is_some(), findings);
+    }
+}
+
+/// A run that ended in order left nothing open: what the next one recovers, somebody put there.
+fn left_open(runs: &[(&RunId, &Run)], findings: &mut Findings) {
+    for pair in runs.windows(2) {
+        let [(before, ended), (_, run)] = [pair[0], pair[1]];
+        if run.recovered && ended.clean_seq == Some(ended.last_seq) {
+            let what = format!(
+                "files were left open although run {before} had ended in order: somebody put them \
+                 there, or a run was killed before its first line"
+            );
+            findings.add(Kind::LeftOpen, &run.first_place, what);
+        }
+    }
+    if let Some((_, first)) = runs.first().filter(|(_, run)| run.recovered) {
+        let what = "files were left open before the first run";
+        findings.add(Kind::LeftOpen, &first.first_place, what);
     }
 }
 

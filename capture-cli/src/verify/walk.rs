@@ -10,7 +10,9 @@ use std::sync::Arc;
 use capture_flow::time::Nanos;
 use capture_store::Store;
 use capture_store::key::{Domain, PublicKey};
-use capture_store::ledger::{Chain, ChainFold, LedgerLine, Place, Vouched, day_files, imbalances};
+use capture_store::ledger::{
+    Chain, ChainFold, LedgerLine, Place, Vouched, day_files, imbalances, owed,
+};
 use capture_store::signed::{self, Signature};
 
 use super::anchors::Anchors;
@@ -205,6 +207,17 @@ impl<'a> Walk<'a> {
         self.span = Some((from.min(line.from), to.max(line.to)));
     }
 
+    /// Takes the notes that wait for a line.
+    pub(super) fn take_owed(&mut self, key: &PublicKey, findings: &mut Findings) -> io::Result<()> {
+        for note in owed(self.store, key)? {
+            match note {
+                Ok(note) => self.vouched.add(&[note]),
+                Err(why) => findings.add(Kind::Signature, "ledger/owed.jsonl", why),
+            }
+        }
+        Ok(())
+    }
+
     /// The end of the reading. Unfinished ends of files are torn lines, unless the running sensor
     /// is just writing one.
     pub(super) fn finish(mut self, in_use: bool, findings: &mut Findings) -> Ledger {
@@ -262,10 +275,11 @@ fn modified(path: &Path) -> Option<std::time::SystemTime> {
 fn foreign_files(store: &Store, findings: &mut Findings) {
     let own = store.layout().ledger(&store.identity().sensor);
     let Some(all) = own.parent() else { return };
+    let owed = store.layout().owed();
     let entries = |dir: &Path| {
         std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path())
     };
-    for path in entries(all).filter(|path| *path != own) {
+    for path in entries(all).filter(|path| *path != own && *path != owed) {
         let place = path.strip_prefix(store.layout().root()).unwrap_or(&path).display();
         findings.add(
             Kind::FileUnknown,

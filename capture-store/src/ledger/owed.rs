@@ -4,14 +4,23 @@
 //! perhaps by a later run: a start that has recovered an unclean end can fail before its first
 //! line, and a run can be killed before its next. So such notes lie in `ledger/owed.jsonl`, one a
 //! line, from the deed until a line of the ledger has them.
+//!
+//! Each is signed: the next run signs what it finds there into the ledger, and must not do so for
+//! whoever else can write to the store.
 
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
+use crate::key::{Domain, PublicKey, SecretKey};
 use crate::layout::{self, FILE_MODE};
+use crate::signed::{self, Signature};
+
+use crate::store::Store;
 
 use super::line::Note;
 use super::writer::append_whole;
@@ -20,6 +29,7 @@ use super::writer::append_whole;
 #[derive(Debug)]
 pub(crate) struct Owed {
     path: PathBuf,
+    key: Arc<SecretKey>,
     notes: Mutex<Notes>,
 }
 
@@ -37,23 +47,26 @@ struct Notes {
 
 impl Owed {
     /// Reads what earlier runs left.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, key: &Arc<SecretKey>) -> io::Result<Self> {
         let text = match std::fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
         let mut notes = Notes { on_disk: !text.is_empty(), ..Notes::default() };
-        for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            match serde_json::from_slice(line) {
+        for line in whole_lines(&text) {
+            match read(line, &key.public()) {
                 Ok(note) => notes.inherited.push(note),
-                // A kill or a power loss tore it.
-                Err(error) => {
-                    tracing::warn!("a note for the ledger cannot be read and is left out: {error}");
+                // Somebody else wrote it, or a disk has changed it.
+                Err(why) => {
+                    let text = format!("a note that an earlier run left is not believed: {why}");
+                    tracing::warn!("{text}");
+                    notes.inherited.push(Note::Said { text });
                 }
             }
         }
-        Ok(Self { path: path.to_owned(), notes: Mutex::new(notes) })
+        let (path, key) = (path.to_owned(), Arc::clone(key));
+        Ok(Self { path, key, notes: Mutex::new(notes) })
     }
 
     /// Remembers what the recovery at this start did.
@@ -96,14 +109,14 @@ impl Owed {
         if notes.is_empty() {
             return layout::remove_if_there(&self.path).map(drop);
         }
-        layout::write_whole(&self.path, &lines(notes.iter().copied())?, false)
+        layout::write_whole(&self.path, &lines(&self.key, notes.iter().copied())?, false)
     }
 
     fn write(&self, all: &mut Notes, notes: &[Note]) {
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(FILE_MODE);
-        let written =
-            lines(notes).and_then(|text| append_whole(&mut options.open(&self.path)?, &text));
+        let written = lines(&self.key, notes)
+            .and_then(|text| append_whole(&mut options.open(&self.path)?, &text));
         match written {
             Ok(()) => (all.on_disk, all.told) = (true, false),
             // The run itself still brings them to the ledger.
@@ -122,11 +135,53 @@ impl Owed {
     }
 }
 
-fn lines<'a>(notes: impl IntoIterator<Item = &'a Note>) -> io::Result<Vec<u8>> {
+/// A note in the file.
+#[derive(Serialize)]
+struct Owing<'a> {
+    owed: &'a Note,
+}
+
+/// The same, read.
+#[derive(Deserialize)]
+struct Found {
+    owed: Note,
+}
+
+fn lines<'a>(key: &SecretKey, notes: impl IntoIterator<Item = &'a Note>) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    for note in notes {
-        serde_json::to_writer(&mut text, note)?;
+    for owed in notes {
+        let mut line = serde_json::to_vec(&Owing { owed })?;
+        signed::sign(key, Domain::Owed, &mut line);
+        text.append(&mut line);
         text.push(b'\n');
     }
     Ok(text)
+}
+
+fn read(line: &[u8], key: &PublicKey) -> Result<Note, String> {
+    let found: Found = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    match signed::verify(key, Domain::Owed, line) {
+        Signature::Valid => Ok(found.owed),
+        _ => Err("it is not signed by this sensor".to_owned()),
+    }
+}
+
+/// The notes that the ledger of a store still has to be told, or what is wrong with a line of
+/// them.
+///
+/// # Errors
+/// The file cannot be read; that there is none is no error.
+pub fn owed(store: &Store, key: &PublicKey) -> io::Result<Vec<Result<Note, String>>> {
+    let text = match std::fs::read(store.layout().owed()) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    Ok(whole_lines(&text).map(|line| read(line, key)).collect())
+}
+
+/// A kill or a power loss can tear the last one, which is nobody's fault.
+fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    lines.filter_map(|line| line.strip_suffix(b"\n")).filter(|line| !line.is_empty())
 }

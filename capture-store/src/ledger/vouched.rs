@@ -90,6 +90,8 @@ pub struct FilesCheck {
 pub struct Vouched {
     files: BTreeMap<String, SealedFile>,
     retired: BTreeSet<String>,
+    /// Files that were sealed more than once, with different contents.
+    again: BTreeSet<String>,
 }
 
 impl Vouched {
@@ -106,7 +108,12 @@ impl Vouched {
         for note in notes {
             match note {
                 Note::Sealed(file) => {
-                    self.files.insert(file.path.clone(), file.clone());
+                    // What is sealed never changes. The first word counts: whoever puts a changed
+                    // file where a recovery takes it for an unsealed one gets it signed again.
+                    let first = self.files.entry(file.path.clone()).or_insert_with(|| file.clone());
+                    if (first.bytes, &first.blake3) != (file.bytes, &file.blake3) {
+                        self.again.insert(file.path.clone());
+                    }
                 }
                 Note::Retired(file) => {
                     // A segment is retired with its index, and named by its packets.
@@ -130,6 +137,11 @@ impl Vouched {
     #[must_use]
     pub fn is_retired(&self, path: &str) -> bool {
         self.retired.contains(path)
+    }
+
+    /// Files that the ledger sealed more than once, each time with another content.
+    pub fn sealed_again(&self) -> impl Iterator<Item = &str> {
+        self.again.iter().map(String::as_str)
     }
 
     /// Every file that was ever sealed.
