@@ -168,8 +168,12 @@ fn last_rows(rows: &[SessionRecord]) -> Vec<String> {
     rows
 }
 
-fn join(halves: [Vec<SessionUpdate>; 2], capacity: usize) -> (Vec<SessionRecord>, Joiner) {
-    let mut joiner = Joiner::new(JoinConfig { workers: 2, capacity, ..JoinConfig::default() });
+fn join<const WORKERS: usize>(
+    halves: [Vec<SessionUpdate>; WORKERS],
+    capacity: usize,
+) -> (Vec<SessionRecord>, Joiner) {
+    let workers = WORKERS as u16;
+    let mut joiner = Joiner::new(JoinConfig { workers, capacity, ..JoinConfig::default() });
     let mut rows = Vec::new();
     let mut all: Vec<_> = halves
         .into_iter()
@@ -311,6 +315,66 @@ fn rows_go_on_where_a_conversation_was_let_go() {
         let half = |row: &&&SessionRecord| row.orig.pkts == 0 || row.resp.pkts == 0;
         assert!(rows.iter().skip(1).filter(half).all(|row| !row.join_certain), "{rows:?}");
     }
+}
+
+/// Datagrams there and back every 10 s for ten minutes. `worker` says who sees which: by whether it
+/// goes back, and the time in seconds.
+fn moving(worker: impl Fn(bool, i64) -> usize) -> [Vec<OwnedFrame>; 3] {
+    let mut seen = [Vec::new(), Vec::new(), Vec::new()];
+    for time in (0..600).step_by(10) {
+        let ts = Nanos::from_parts(time, 0);
+        seen[worker(false, time)].push(make::udp(ts, CLIENT, SERVER, b"there"));
+        let ts = ts + NanosDelta::from_secs(5);
+        seen[worker(true, time)].push(make::udp(ts, SERVER, CLIENT, b"back"));
+    }
+    seen
+}
+
+/// The newest row of each session, whose numbers only grow and which has none after its last.
+fn join_moving(seen: &[Vec<OwnedFrame>; 3]) -> Vec<SessionRecord> {
+    let halves = [0, 1, 2].map(|worker| updates(&seen[worker], worker as u16, true));
+    let (rows, joiner) = join(halves, 100);
+    assert_eq!(joiner.stats().held, 0);
+    let mut newest: Vec<SessionRecord> = Vec::new();
+    for row in rows {
+        match newest.iter_mut().find(|other| other.uid == row.uid) {
+            Some(before) => {
+                assert!(before.update < row.update, "{before:?} {row:?}");
+                assert!(!before.reason.is_final(), "{before:?} {row:?}");
+                *before = row;
+            }
+            None => newest.push(row),
+        }
+    }
+    assert!(newest.iter().all(|row| row.reason.is_final()), "{newest:?}");
+    newest
+}
+
+/// Frames go to other workers while a session lives, as when queues are spread anew: no row hides
+/// a later one, and every frame counts once.
+#[test]
+fn sessions_survive_a_change_of_workers() {
+    // One direction moves: it is one session all the same.
+    let rows = join_moving(&moving(|back, time| match (back, time) {
+        (true, _) => 1,
+        (false, 0..300) => 0,
+        (false, _) => 2,
+    }));
+    let [row] = rows.try_into().unwrap();
+    assert_eq!((row.orig.pkts, row.resp.pkts, row.frames), (60, 60, 120));
+
+    // A worker that saw one direction gets the other, too: the other worker's part stays a session
+    // of its own.
+    let rows = join_moving(&moving(|back, time| usize::from(back && time < 300)));
+    assert_eq!(rows.iter().map(|row| row.frames).sum::<u64>(), 120, "{rows:#?}");
+    assert_eq!(rows.len(), 2, "{rows:#?}");
+
+    // The answers only begin late.
+    let [mut there, ..] = moving(|_, _| 0);
+    there.retain(|frame| frame.bytes[29] == CLIENT.0 || frame.ts > Nanos::from_parts(300, 0));
+    let rows = join_moving(&[there, Vec::new(), Vec::new()]);
+    let [row] = rows.try_into().unwrap();
+    assert_eq!((row.orig.pkts, row.resp.pkts), (60, 30));
 }
 
 /// A flood of lone halves does not take the place of conversations that were joined.

@@ -62,36 +62,59 @@ pub struct JoinStats {
     pub held: u64,
 }
 
-/// One direction of a conversation: what it was before the worker began a new session on it, and
-/// the latest update.
+/// One direction of a conversation. One worker has one session of it after the other, and where
+/// frames go to another worker from some moment on, several have one at once.
 #[derive(Debug)]
 struct Direction {
+    /// What it was, put together from sessions that are over.
     before: Option<SessionUpdate>,
-    latest: SessionUpdate,
+    /// The newest update of each other session, of which the last came last. Never empty.
+    parts: Vec<SessionUpdate>,
 }
 
 impl Direction {
+    fn new(update: SessionUpdate) -> Self {
+        Self { before: None, parts: vec![update] }
+    }
+
+    fn knows(&self, uid: Uid) -> bool {
+        self.parts.iter().any(|part| part.record.uid == uid)
+    }
+
     fn take_in(&mut self, update: SessionUpdate) {
-        if update.record.uid != self.latest.record.uid {
-            let ended = std::mem::replace(&mut self.latest, update);
-            self.before = Some(match self.before.take() {
-                Some(before) => merge_in_turn(&before, &ended),
-                None => ended,
-            });
-        } else if update.record.update >= self.latest.record.update {
-            self.latest = update;
+        match self.parts.iter_mut().find(|part| part.record.uid == update.record.uid) {
+            Some(known) if known.record.update > update.record.update => {}
+            Some(known) => *known = update,
+            None => {
+                self.parts.push(update);
+                let newest = self.parts.len() - 1;
+                for over in self.parts.extract_if(..newest, |part| part.record.reason.is_final()) {
+                    self.before = Some(match self.before.take() {
+                        Some(before) => merge_in_turn(&before, &over),
+                        None => over,
+                    });
+                }
+            }
         }
     }
 
-    fn whole(&self) -> SessionUpdate {
-        match &self.before {
-            Some(before) => merge_in_turn(before, &self.latest),
-            None => self.latest.clone(),
+    /// The direction without a session; `None` if there is nothing else.
+    fn without(mut self, uid: Uid) -> Option<Self> {
+        self.parts.retain(|part| part.record.uid != uid);
+        if self.parts.is_empty() {
+            self.parts.extend(self.before.take());
         }
+        (!self.parts.is_empty()).then_some(self)
+    }
+
+    fn whole(&self) -> Option<SessionUpdate> {
+        let mut all = self.before.iter().chain(&self.parts);
+        let first = all.next()?.clone();
+        Some(all.fold(first, |whole, part| merge_in_turn(&whole, part)))
     }
 
     fn is_final(&self) -> bool {
-        self.latest.record.reason.is_final()
+        self.parts.iter().all(|part| part.record.reason.is_final())
     }
 }
 
@@ -153,6 +176,9 @@ pub struct Joiner {
     /// all that came after them.
     waiting: VecDeque<(Nanos, Nanos)>,
     interrupted: HashMap<FlowHash, Interrupted>,
+    /// Sessions that left a conversation under whose rows theirs were: the least number of their
+    /// next row.
+    renumbered: HashMap<Uid, u32>,
     next_serial: u64,
 }
 
@@ -168,6 +194,7 @@ impl Joiner {
             arrivals: [VecDeque::new(), VecDeque::new()],
             waiting: VecDeque::new(),
             interrupted: HashMap::new(),
+            renumbered: HashMap::new(),
             next_serial: 0,
         }
     }
@@ -182,12 +209,15 @@ impl Joiner {
         debug_assert!(worker < self.config.workers.max(1));
         self.stats.updates += 1;
         let sender = if self.config.workers > 1 { lone_sender(&update.record) } else { None };
+        let (flow, now) = (update.flow, update.record.flushed_at);
         let Some(sender) = sender else {
+            if self.config.workers > 1 {
+                self.leave(flow, update.record.uid, now);
+            }
             self.stats.records += 1;
-            out(update.record);
+            out(self.renumber(update.record));
             return;
         };
-        let (flow, now) = (update.flow, update.record.flushed_at);
         if self.held.get(&flow).is_some_and(|held| held.is_followed_by(sender, &update)) {
             self.let_go(flow, now, out);
         }
@@ -202,7 +232,10 @@ impl Joiner {
             let before = before.filter(|b| update.record.update > 0 || !b.known[sender]);
             let new = Conversation {
                 directions: [None, None],
-                uid: before.map(|before| before.uid),
+                // Rows of it may have been written before it was half of anything.
+                uid: before
+                    .map(|before| before.uid)
+                    .or((update.record.update > 0).then_some(update.record.uid)),
                 update: before.map_or(update.record.update, |before| before.update),
                 before,
                 due: None,
@@ -218,7 +251,7 @@ impl Joiner {
         let alone = conversation.directions.iter().flatten().count() < 2;
         match &mut conversation.directions[sender] {
             Some(direction) => direction.take_in(update),
-            empty => *empty = Some(Direction { before: None, latest: update }),
+            empty => *empty = Some(Direction::new(update)),
         }
         let both = conversation.is_joined();
         if alone && both {
@@ -237,6 +270,12 @@ impl Joiner {
             return;
         }
         // Wait: for the other half, or for either half to go on after all.
+        self.wait(flow, ts, now);
+    }
+
+    /// Promises a row of a conversation that began at `ts`.
+    fn wait(&mut self, flow: FlowHash, ts: Nanos, now: Nanos) {
+        let Some(conversation) = self.held.get_mut(&flow) else { return };
         let due = now + self.config.wait;
         conversation.due = Some(due);
         self.looks[WAITING].push_back((due, flow, conversation.serial));
@@ -244,6 +283,56 @@ impl Joiner {
             self.waiting.pop_back();
         }
         self.waiting.push_back((due, ts));
+    }
+
+    /// A worker that saw half a session sees both sides of it now: it goes its own way, and what
+    /// is left of the conversation another.
+    fn leave(&mut self, flow: FlowHash, uid: Uid, now: Nanos) {
+        if let Some(before) = self.interrupted.get(&flow).filter(|before| before.uid == uid) {
+            self.renumbered.insert(uid, before.update);
+            self.interrupted.remove(&flow);
+        }
+        let Some(conversation) = self.held.get_mut(&flow) else { return };
+        if !conversation.directions.iter().flatten().any(|direction| direction.knows(uid)) {
+            return;
+        }
+        for slot in &mut conversation.directions {
+            *slot = slot.take().and_then(|direction| direction.without(uid));
+        }
+        if conversation.uid == Some(uid) {
+            // Its rows go on with it.
+            self.renumbered.insert(uid, conversation.update);
+            conversation.uid = None;
+            conversation.before = None;
+        }
+        let mut rest = conversation.directions.iter().flatten().flat_map(|rest| &rest.parts);
+        match rest.next() {
+            Some(part) => {
+                let ts = part.record.ts;
+                if conversation.uid.is_none() {
+                    conversation.update = part.record.update;
+                }
+                conversation.reported = false;
+                self.arrivals[LONE].push_back((flow, conversation.serial));
+                self.wait(flow, ts, now);
+            }
+            None => {
+                self.held.remove(&flow);
+                self.stats.held -= 1;
+            }
+        }
+    }
+
+    /// A row of a session whose rows were half of a conversation's for a while.
+    fn renumber(&mut self, mut record: SessionRecord) -> SessionRecord {
+        if let Some(next) = self.renumbered.get_mut(&record.uid) {
+            record.update = record.update.max(*next);
+            *next = record.update.saturating_add(1);
+            if record.reason.is_final() {
+                self.renumbered.remove(&record.uid);
+            }
+        }
+        record
     }
 
     /// Lets go of what has waited long enough. `now` is the engine's clock.
@@ -407,9 +496,8 @@ impl Conversation {
     /// is over, and the update's half begins with a SYN of its own. While a half is alive its
     /// totals cannot be told apart, and the conversation goes on.
     fn is_followed_by(&self, sender: usize, update: &SessionUpdate) -> bool {
-        let new = self.directions[sender]
-            .as_ref()
-            .is_some_and(|known| known.latest.record.uid != update.record.uid);
+        let new =
+            self.directions[sender].as_ref().is_some_and(|known| !known.knows(update.record.uid));
         let opens = update.record.history.as_str().starts_with(['S', 's']);
         new && opens && self.directions.iter().flatten().all(Direction::is_final)
     }
@@ -420,8 +508,8 @@ impl Conversation {
             return RowReason::Interim;
         }
         let mut latest = None;
-        for direction in self.directions.iter().flatten() {
-            let record = &direction.latest.record;
+        for part in self.directions.iter().flatten().flat_map(|direction| &direction.parts) {
+            let record = &part.record;
             if !record.reason.is_final() {
                 return RowReason::Interim;
             }
@@ -435,9 +523,9 @@ impl Conversation {
     /// The next row.
     fn row(&mut self, reason: RowReason, now: Nanos) -> Option<SessionRecord> {
         let mut record = match &self.directions {
-            [Some(low), Some(high)] => merge_directions(&low.whole(), &high.whole()),
+            [Some(low), Some(high)] => merge_directions(&low.whole()?, &high.whole()?),
             [Some(one), None] | [None, Some(one)] => {
-                let mut record = one.whole().record;
+                let mut record = one.whole()?.record;
                 // The other half was there once, or must have been.
                 record.join_certain &= self.before.is_none() && !is_answer_alone(&record);
                 record
