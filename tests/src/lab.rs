@@ -23,7 +23,15 @@ impl Lab {
     /// # Errors
     /// Without root or the programs that it needs.
     pub fn up() -> Result<Self> {
-        let lab = Self { prefix: format!("swt-{}-lab", std::process::id()) };
+        Self::named("lab")
+    }
+
+    /// Brings one up beside others of the same process.
+    ///
+    /// # Errors
+    /// Without root or the programs that it needs.
+    pub fn named(name: &str) -> Result<Self> {
+        let lab = Self { prefix: format!("swt-{}-{name}", std::process::id()) };
         lab.script("up")?;
         Ok(lab)
     }

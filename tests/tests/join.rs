@@ -5,52 +5,28 @@
 //! of the very frames that it recorded, in which one worker sees both directions.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use stillwire_tests::netns::run;
-use stillwire_tests::{Account, Namespace, Program, outside, sensor};
+use stillwire_tests::{Account, Lab, Namespace, Program, outside, sensor};
 
 /// The lab with a tap of two ports: `tap0` has what Alice sends, `tap1` what is sent to her.
-struct Lab {
-    prefix: String,
-}
-
-impl Lab {
-    fn up(name: &str) -> Result<Self> {
-        let lab = Self { prefix: format!("swt-{}-{name}", std::process::id()) };
-        lab.script("up")?;
-        let (switch, sensor) = (lab.namespace("switch"), lab.namespace("sensor"));
-        let args = ["link", "add", "mirror1", "type", "veth", "peer", "name", "tap1", "netns"];
-        switch.run("ip", &[&args[..], &[sensor.name()]].concat())?;
-        up(&switch, "mirror1")?;
-        up(&sensor, "tap1")?;
-        switch.run("tc", &["filter", "del", "dev", "alice", "egress"])?;
-        let mut args = vec!["filter", "add", "dev", "alice", "egress", "protocol", "all"];
-        args.extend(["prio", "1", "u32", "match", "u32", "0", "0"]);
-        args.extend(["action", "mirred", "egress", "mirror", "dev", "mirror1"]);
-        switch.run("tc", &args)?;
-        Ok(lab)
-    }
-
-    fn script(&self, verb: &str) -> Result<String> {
-        let script = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/lab"));
-        run(Command::new(script).arg(verb).env("STILLWIRE_LAB", &self.prefix))
-    }
-
-    fn namespace(&self, role: &str) -> Namespace {
-        Namespace::existing(&format!("{}-{role}", self.prefix))
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if let Err(error) = self.script("down") {
-            eprintln!("leaving the lab {} behind: {error:#}", self.prefix);
-        }
-    }
+fn tapped(name: &str) -> Result<Lab> {
+    let lab = Lab::named(name)?;
+    let (switch, sensor) = (lab.namespace("switch"), lab.namespace("sensor"));
+    let args = ["link", "add", "mirror1", "type", "veth", "peer", "name", "tap1", "netns"];
+    switch.run("ip", &[&args[..], &[sensor.name()]].concat())?;
+    up(&switch, "mirror1")?;
+    up(&sensor, "tap1")?;
+    switch.run("tc", &["filter", "del", "dev", "alice", "egress"])?;
+    let mut args = vec!["filter", "add", "dev", "alice", "egress", "protocol", "all"];
+    args.extend(["prio", "1", "u32", "match", "u32", "0", "0"]);
+    args.extend(["action", "mirred", "egress", "mirror", "dev", "mirror1"]);
+    switch.run("tc", &args)?;
+    Ok(lab)
 }
 
 /// Brings an interface up that says nothing by itself and leaves frames as they are.
@@ -185,7 +161,7 @@ const ARGS: [&str; 4] = ["--packet-budget", "256MiB", "--segment-size", "16MiB"]
 
 #[test]
 fn two_directions_on_two_queues_are_one_row() -> Result<()> {
-    let lab = Lab::up("queues")?;
+    let lab = tapped("queues")?;
     let namespace = lab.namespace("sensor");
     let queues = ["numtxqueues", "2", "numrxqueues", "2"];
     let mut args = vec!["link", "add", "agg0"];
@@ -217,7 +193,7 @@ fn two_directions_on_two_queues_are_one_row() -> Result<()> {
 
 #[test]
 fn two_directions_on_the_two_ports_of_a_tap_are_one_row() -> Result<()> {
-    let lab = Lab::up("ports")?;
+    let lab = tapped("ports")?;
     let dir = sensor::store_dir()?;
     let store = dir.path().join("store");
     let ports = ["tap0", "tap1"];
