@@ -4,7 +4,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use tempfile::TempDir;
 
 use crate::netns::run;
@@ -48,10 +50,21 @@ impl SmallDisk {
         let path = self.path().join("ballast");
         let file = File::create_new(&path)?;
         let ballast = Ballast { path };
-        let free = rustix::fs::statvfs(self.path())?;
-        let bytes = (free.f_bavail * free.f_frsize).checked_sub(but_for).context("too little")?;
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
-        Ok(ballast)
+        let mut taken = 0;
+        loop {
+            let disk = rustix::fs::statvfs(self.path())?;
+            let free = disk.f_bavail * disk.f_frsize;
+            ensure!(taken > 0 || free >= but_for, "only {free} bytes are free");
+            let Some(bytes) = free.checked_sub(but_for).filter(|bytes| *bytes > 0) else {
+                return Ok(ballast);
+            };
+            // Others take and free space meanwhile: what is left then is taken next.
+            match rustix::fs::fallocate(&file, FallocateFlags::empty(), taken, bytes) {
+                Ok(()) => taken += bytes,
+                Err(Errno::NOSPC) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
