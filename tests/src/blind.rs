@@ -33,6 +33,21 @@ pub fn when<T>(act: impl FnOnce() -> Result<T>) -> Result<(Moment, T)> {
     Ok((Moment { before, after: capture_user::live::clock() }, done))
 }
 
+/// Takes the sensor's XDP program off its interface, as an operator with the wrong id would.
+///
+/// # Errors
+/// Where bpftool fails.
+pub fn detach(wire: &Wire) -> Result<()> {
+    let shown = wire.sensor.run("bpftool", &["--json", "link", "show"])?;
+    let links: serde_json::Value = serde_json::from_str(&shown)?;
+    let xdp = wire.sensor.run("ip", &["--json", "link", "show", Wire::SENSOR])?;
+    let xdp: serde_json::Value = serde_json::from_str(&xdp)?;
+    let program = &xdp[0]["xdp"]["prog"]["id"];
+    let link = links.as_array().into_iter().flatten().find(|link| link["prog_id"] == *program);
+    let id = link.map(|link| link["id"].to_string()).unwrap_or_default();
+    wire.sensor.run("bpftool", &["link", "detach", "id", &id]).map(drop)
+}
+
 /// A sensor on a wire, and what was sent while it could see.
 #[derive(Debug)]
 pub struct Watched {

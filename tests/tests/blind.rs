@@ -9,23 +9,11 @@ use capture_user::args::Mode;
 use capture_user::link::Link;
 use capture_user::program::Program;
 use rustix::process::Signal;
-use stillwire_tests::blind::{Watched, when};
+use stillwire_tests::blind::{Watched, detach, when};
 use stillwire_tests::disk::SmallDisk;
 use stillwire_tests::process::await_until;
 use stillwire_tests::traffic::{Frames, Pace};
 use stillwire_tests::{Wire, sensor};
-
-/// Takes the sensor's XDP program off its interface, as an operator with the wrong id would.
-fn detach(wire: &Wire) -> Result<()> {
-    let shown = wire.sensor.run("bpftool", &["--json", "link", "show"])?;
-    let links: serde_json::Value = serde_json::from_str(&shown)?;
-    let xdp = wire.sensor.run("ip", &["--json", "link", "show", Wire::SENSOR])?;
-    let xdp: serde_json::Value = serde_json::from_str(&xdp)?;
-    let program = &xdp[0]["xdp"]["prog"]["id"];
-    let link = links.as_array().into_iter().flatten().find(|link| link["prog_id"] == *program);
-    let id = link.map(|link| link["id"].to_string()).unwrap_or_default();
-    wire.sensor.run("bpftool", &["link", "detach", "id", &id]).map(drop)
-}
 
 #[test]
 fn a_program_that_was_taken_off_is_put_back() -> Result<()> {

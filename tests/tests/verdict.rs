@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
+use stillwire_tests::blind::detach;
+use stillwire_tests::disk::SmallDisk;
 use stillwire_tests::process::await_until;
 use stillwire_tests::traffic::{Frames, Pace};
 use stillwire_tests::verdict::{Span, prove, rest};
@@ -118,6 +121,7 @@ fn pings_are_no_login_and_a_login_is_one() -> Result<()> {
 struct Watched {
     wire: Wire,
     dir: tempfile::TempDir,
+    disk: Option<SmallDisk>,
 }
 
 /// What nobody sends.
@@ -125,15 +129,21 @@ const NOBODY: &str = "tcp port 22";
 
 impl Watched {
     fn new() -> Result<Self> {
-        Ok(Self { wire: Wire::new()?, dir: sensor::store_dir()? })
+        Self::on(Wire::new()?)
+    }
+
+    fn on(wire: Wire) -> Result<Self> {
+        Ok(Self { wire, dir: sensor::store_dir()?, disk: None })
     }
 
     fn store(&self) -> std::path::PathBuf {
-        self.dir.path().join("store")
+        self.disk.as_ref().map_or(self.dir.path(), SmallDisk::path).join("store")
     }
 
     fn capture(&self, more: &[&str]) -> Result<stillwire_tests::Program> {
-        let args: Vec<&str> = QUICK.iter().chain(more).copied().collect();
+        // The sizes among them may be given anew.
+        let quick = QUICK.chunks(2).filter(|pair| !more.contains(&pair[0]));
+        let args: Vec<&str> = quick.flatten().chain(more).copied().collect();
         let program = sensor::capture(&self.wire, &self.store(), &args)?;
         // The moment of its start is not covered.
         rest(BESIDE);
@@ -153,6 +163,32 @@ impl Watched {
 
     fn prove(&self, span: Span) -> Result<stillwire_tests::verdict::Said> {
         prove(&self.store(), NOBODY, span)
+    }
+
+    /// A fault makes its own time unproven under its name, and neither the time before nor, once it
+    /// is mended, the time behind it.
+    fn fault(
+        &self,
+        args: &[&str],
+        reason: &str,
+        act: impl FnOnce(&mut stillwire_tests::Program) -> Result<()>,
+    ) -> Result<()> {
+        let mut program = self.capture(args)?;
+        let before = self.calm()?;
+        self.prove(before)?.must_be("absent")?;
+        // Silence counts from the last frame on: that one shall not be among those before.
+        self.calm()?;
+        rest(BESIDE);
+        let (faulty, ()) = Span::of(|| act(&mut program))?;
+        await_until("a time that is covered again", || {
+            let after = self.calm()?;
+            Ok((self.prove(after)?.verdict() == "absent").then_some(()))
+        })?;
+        self.prove(faulty)?.must_be("unproven")?.because_of(reason)?;
+        self.prove(before)?.must_be("absent")?;
+        program.interrupt()?.success()?;
+        self.prove(faulty)?.must_be("unproven")?.because_of(reason)?;
+        Ok(())
     }
 }
 
@@ -184,21 +220,59 @@ fn frames_lost_in_an_overload_leave_their_time_unproven() -> Result<()> {
 #[test]
 fn a_link_that_was_down_leaves_its_time_unproven() -> Result<()> {
     let watched = Watched::new()?;
-    let program = watched.capture(&[])?;
-    let before = watched.calm()?;
-    rest(BESIDE);
-    let (down, _) = Span::of(|| {
+    watched.fault(&[], "link_down", |_| {
         watched.wire.sender.run("ip", &["link", "set", Wire::SENDER, "down"])?;
+        rest(500);
+        watched.wire.sender.run("ip", &["link", "set", Wire::SENDER, "up"]).map(drop)
+    })
+}
+
+#[test]
+fn a_program_taken_off_the_interface_leaves_its_time_unproven() -> Result<()> {
+    let watched = Watched::new()?;
+    watched.fault(&[], "xdp_removed", |_| detach(&watched.wire))
+}
+
+#[test]
+fn a_sensor_that_stood_still_leaves_its_time_unproven() -> Result<()> {
+    let watched = Watched::new()?;
+    watched.fault(&[], "worker_stalled", |program| {
+        program.signal(Signal::STOP)?;
         rest(1500);
-        watched.wire.sender.run("ip", &["link", "set", Wire::SENDER, "up"])
-    })?;
-    rest(BESIDE);
-    let after = watched.calm()?;
-    watched.prove(before)?.must_be("absent")?;
-    watched.prove(down)?.must_be("unproven")?.because_of("link_down")?;
-    watched.prove(after)?.must_be("absent")?;
-    program.interrupt()?.success()?;
-    Ok(())
+        program.signal(Signal::CONT)
+    })
+}
+
+#[test]
+fn a_queue_without_a_socket_leaves_its_time_unproven() -> Result<()> {
+    let wire = Wire::with().queues(2).spread_by_flow().build()?;
+    wire.use_queues(1)?;
+    let watched = Watched::on(wire)?;
+    watched.fault(&[], "queue_unserved", |_| watched.wire.use_queues(2))
+}
+
+#[test]
+fn silence_beyond_its_limit_leaves_its_time_unproven() -> Result<()> {
+    let watched = Watched::new()?;
+    watched.fault(&["--silence-limit", "4s"], "silent", |_| {
+        rest(6000);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_full_disk_leaves_its_time_unproven() -> Result<()> {
+    let watched = Watched { disk: Some(SmallDisk::new(64)?), ..Watched::new()? };
+    let disk = watched.disk.as_ref().context("a disk")?;
+    let args = ["--packet-budget", "1GiB", "--segment-size", "1MiB"];
+    watched.fault(&args, "segments_unwritable", |_| {
+        // Room for the ledger and the session log, but for no segment.
+        let ballast = disk.fill(512 << 10)?;
+        let flood = Frames { count: 8_000, bytes: 1_500, flows: 10, pace: Pace::Gap(20) };
+        flood.send(&watched.wire)?;
+        drop(ballast);
+        Ok(())
+    })
 }
 
 #[test]
