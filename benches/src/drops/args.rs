@@ -19,6 +19,8 @@ pub(crate) enum Mode {
     Ladder,
     /// The highest rate without loss, by halving (RFC 2544)
     Search,
+    /// A load that lasts: files are counted and make room while it goes on
+    Soak,
 }
 
 /// `stillwire-bench drops`

@@ -12,7 +12,9 @@ mod plan;
 mod progress;
 mod rate;
 mod report;
+mod running;
 mod search;
+mod soak;
 mod stop;
 mod subject;
 mod traffic;
@@ -38,14 +40,14 @@ pub(crate) fn run(args: &DropsArgs) -> Result<ExitCode> {
     let plan = Plan::new(args)?;
     stop::listen()?;
     let begun = Timestamp::now();
-    let known = (plan.mode == Mode::Ladder).then(|| ladder::trials(&plan));
+    let known = (plan.mode != Mode::Search).then(|| ladder::trials(&plan));
     let progress = Progress::new(known, plan.quiet);
     if cfg!(debug_assertions) {
         progress.say("this is a debug build: the figures of `bare` are worth nothing");
     }
     let (mut trials, mut found) = (Vec::new(), Vec::new());
     let outcome = match plan.mode {
-        Mode::Ladder => ladder::run(&plan, &progress, &mut trials),
+        Mode::Ladder | Mode::Soak => ladder::run(&plan, &progress, &mut trials),
         Mode::Search => search::run(&plan, &progress, &mut trials, &mut found),
     };
     progress.end();

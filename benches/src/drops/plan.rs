@@ -36,6 +36,9 @@ pub(crate) enum On {
     },
 }
 
+/// How long a soak's files may lie around before they are counted.
+const UNCOUNTED: Duration = Duration::from_secs(30);
+
 /// What will be measured.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -71,6 +74,8 @@ pub(crate) struct Plan {
     pub(crate) stillwired: PathBuf,
     /// How long to wait for a subject to come to rest.
     pub(crate) settle: Duration,
+    /// Loads last: what is counted makes room.
+    pub(crate) soak: bool,
     /// Measure the time from arrival to record.
     pub(crate) latency: bool,
     /// Keep what the subjects write.
@@ -121,6 +126,7 @@ impl Plan {
             dir,
             stillwired,
             settle: args.settle,
+            soak: args.mode == Mode::Soak,
             latency: args.latency,
             keep: args.keep,
             quiet: args.quiet,
@@ -140,11 +146,24 @@ impl Plan {
         Ok((free * SHARE / frame / programs as f64) as u64)
     }
 
+    /// Frames that one load may have at most.
+    pub(crate) fn most(&self) -> Result<u64> {
+        if self.soak { Ok(u64::MAX) } else { Ok(self.room()?.max(1)) }
+    }
+
+    /// Bytes that the packets of one program may take in a soak, if it keeps within a budget.
+    pub(crate) fn budget(&self) -> Result<u64> {
+        let frame = self.traffic.about.mean_frame_bytes + RECORD_BYTES;
+        Ok((self.room()? as f64 * frame) as u64)
+    }
+
     /// A load that cannot be recorded for want of room says nothing about its subject.
     fn check_room(&self) -> Result<()> {
         let room = self.room()?;
         let fastest = self.rates.iter().filter_map(|rate| rate.per_second()).fold(0.0, f64::max);
         let wanted = match self.extent {
+            // Until it is counted and has made room.
+            _ if self.soak => fastest * UNCOUNTED.as_secs_f64(),
             Extent::Lasting(duration) => fastest * duration.as_secs_f64(),
             Extent::Frames(frames) => frames as f64,
         };

@@ -1,13 +1,10 @@
 //! One measurement: a subject is started, a load passes, the subject is ended, and what it has
 //! recorded is counted.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use serde::Serialize;
-use stillwire_tests::Program;
-use stillwire_tests::process::{Ended, await_until};
 
 use super::generator::{self, Extent, Load, Sent};
 use super::latency::{Latency, Watcher};
@@ -15,14 +12,11 @@ use super::line::Line;
 use super::plan::Plan;
 use super::progress::Progress;
 use super::rate::Rate;
-use super::stop;
-use super::subject::{Collector, Part, Place, Ready, Subject};
-use super::usage::{self, Cores, Memory};
+use super::running::Running;
+use super::soak::{Sample, Samples};
+use super::subject::Subject;
+use super::usage::{Cores, Memory};
 
-/// A subject rests when it uses less than this part of a core.
-const RESTING: f64 = 0.05;
-/// For so long.
-const REST: Duration = Duration::from_millis(400);
 /// How long frames that are on their way are waited for (RFC 2544, section 23). libpcap hands a
 /// last block of frames over only after a second.
 const RESIDUE: Duration = Duration::from_secs(2);
@@ -79,6 +73,9 @@ pub(crate) struct Trial {
     pub(crate) anonymous_memory_bytes: u64,
     /// From arrival to record, if that was asked for and the subject writes what can be followed.
     pub(crate) latency: Option<Latency>,
+    /// What was seen meanwhile, in a soak.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) samples: Vec<Sample>,
     /// What to know before believing the figures.
     pub(crate) notes: Vec<Note>,
 }
@@ -184,14 +181,13 @@ fn measure(plan: &Plan, task: Task<'_>, progress: &Progress) -> Result<Trial> {
         .prefix("stillwire-bench-")
         .tempdir_in(&plan.dir)
         .with_context(|| format!("making a directory in {}", plan.dir.display()))?;
-    let load = Load { rate: task.rate, extent: task.extent, most: plan.room()?.max(1) };
+    let load = Load { rate: task.rate, extent: task.extent, most: plan.most()? };
     progress.begin(&task, load.frames());
     let line = Line::new(plan)?;
-    let before_start = usage::ended_time();
     let mut running = Running::start(plan, task.subject, &line, dir.path())?;
     let mut notes = Vec::new();
     // What a program does at its start is none of the load's cost.
-    running.rest(Duration::ZERO, plan.settle)?;
+    running.rest(Duration::ZERO)?;
 
     let watched = plan.generator_cores.first().filter(|_| plan.latency);
     let watcher = watched.map(|core| Watcher::start(dir.path(), *core)).transpose()?;
@@ -201,11 +197,13 @@ fn measure(plan: &Plan, task: Task<'_>, progress: &Progress) -> Result<Trial> {
     let cores_then = Cores::now()?;
     let time_then = running.processor_time();
     let mut memory = Memory::default();
+    let mut samples = Samples::new(plan.soak);
     let sent = generator::send(plan, &line, &load, &mut |frames| {
         memory = running.memory(memory);
         progress.sent(frames);
+        samples.tick(frames, &mut running, memory);
     })?;
-    if !running.rest(RESIDUE, plan.settle)? {
+    if !running.rest(RESIDUE)? {
         notes.push(Note::NotAtRest);
     }
     let wall = then.elapsed().as_secs_f64();
@@ -213,9 +211,9 @@ fn measure(plan: &Plan, task: Task<'_>, progress: &Progress) -> Result<Trial> {
     let subject_seconds = running.processor_time().saturating_sub(time_then).as_secs_f64();
     memory = running.memory(memory);
     let latency = watcher.map(Watcher::end).transpose()?.flatten();
+    let samples = samples.end()?;
     progress.counting();
-    let (ended, collectors) = running.end(task.subject, &place(plan, &line, dir.path()))?;
-    let in_all = usage::ended_time().saturating_sub(before_start).as_secs_f64();
+    let (done, in_all) = running.end()?;
 
     let used = cores_now.since(&cores_then, &ours);
     let everywhere = cores_now.since(&cores_then, &cores);
@@ -231,24 +229,21 @@ fn measure(plan: &Plan, task: Task<'_>, progress: &Progress) -> Result<Trial> {
     if stolen > DISTURBED {
         notes.push(Note::Stolen { cores: stolen });
     }
-    let mut parts = Vec::new();
-    for ((part, ended), collector) in task.subject.parts.iter().zip(&ended).zip(collectors) {
-        let place = place(plan, &line, dir.path());
-        let found = part.found(&place, ended, collector)?;
-        let claims_lost = part.claims(&place, ended);
-        let missing = (sent.frames - sent.refused_by_link) as i64 - found.frames as i64;
-        if let Some(claims) = claims_lost.filter(|claims| *claims as i64 != missing) {
+    for done in &done {
+        let missing = (sent.frames - sent.refused_by_link) as i64 - done.found.frames as i64;
+        if let Some(claims) = done.claims_lost.filter(|claims| *claims as i64 != missing) {
             notes.push(Note::ClaimDiffers { claims, missing });
         }
-        let command = part.command(&place)?;
-        let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
-        parts.push(PartFound {
-            command: words.join(" "),
-            recorded: found.frames,
-            reader: found.reader,
-            claims_lost,
-        });
     }
+    let parts: Vec<PartFound> = done
+        .into_iter()
+        .map(|done| PartFound {
+            command: done.command,
+            recorded: done.found.frames,
+            reader: done.found.reader,
+            claims_lost: done.claims_lost,
+        })
+        .collect();
     let recorded = parts.iter().map(|part| part.recorded).min().context("a subject of nothing")?;
     let lost = sent.frames as i64 - recorded as i64;
     if lost < 0 {
@@ -279,124 +274,13 @@ fn measure(plan: &Plan, task: Task<'_>, progress: &Progress) -> Result<Trial> {
         lost,
         parts,
         subject_seconds,
-        subject_seconds_in_all: in_all,
+        subject_seconds_in_all: in_all.as_secs_f64(),
         softirq_seconds: used.softirq.as_secs_f64(),
         busy_seconds,
         peak_memory_bytes: memory.peak_bytes,
         anonymous_memory_bytes: memory.anonymous_bytes,
         latency,
+        samples,
         notes,
     })
-}
-
-fn place<'a>(plan: &'a Plan, line: &'a Line, dir: &'a Path) -> Place<'a> {
-    let sessions = plan.traffic.about.sessions;
-    Place { iface: line.receiver(), dir, stillwired: &plan.stillwired, sessions }
-}
-
-/// A subject at work; killed when dropped.
-struct Running {
-    programs: Vec<Program>,
-    ids: Vec<u32>,
-    collectors: Vec<Option<Collector>>,
-}
-
-impl Running {
-    /// Starts a subject's programs and waits until all of them receive.
-    fn start(plan: &Plan, subject: &Subject, line: &Line, dir: &Path) -> Result<Self> {
-        let mut running = Self { programs: Vec::new(), ids: Vec::new(), collectors: Vec::new() };
-        for part in &subject.parts {
-            running.start_part(plan, part, line, dir)?;
-        }
-        Ok(running)
-    }
-
-    fn start_part(&mut self, plan: &Plan, part: &Part, line: &Line, dir: &Path) -> Result<()> {
-        self.collectors.push(part.collector(line)?);
-        let before = line.listeners()?;
-        let words = part.command(&place(plan, line, dir))?;
-        let mut program = Program::start(&mut line.subject_command(&plan.subject_cores, &words))?;
-        match part.ready() {
-            Ready::Says(text) => program.await_stderr(text)?,
-            Ready::Listens => await_until("the subject to listen on the interface", || {
-                if !program.runs()? {
-                    bail!("it ended before it listened on the interface\n{}", program.stderr()?);
-                }
-                let now = line.listeners()?;
-                let listens = now.sockets > before.sockets || (now.xdp && !before.xdp);
-                Ok(listens.then_some(()))
-            })
-            .with_context(|| program.stderr().unwrap_or_default())?,
-        }
-        self.ids.push(program.id());
-        self.programs.push(program);
-        Ok(())
-    }
-
-    fn processor_time(&self) -> Duration {
-        usage::processor_time(&self.ids)
-    }
-
-    /// Its memory now, with the greatest of what was seen before.
-    fn memory(&self, before: Memory) -> Memory {
-        let now = usage::memory(&self.ids);
-        Memory {
-            peak_bytes: now.peak_bytes.max(before.peak_bytes),
-            anonymous_bytes: now.anonymous_bytes,
-        }
-    }
-
-    /// Waits until the subject has nothing to do any more, and for some time at least. `false` if
-    /// it had to the last.
-    fn rest(&mut self, least: Duration, patience: Duration) -> Result<bool> {
-        let begun = Instant::now();
-        loop {
-            let then = Instant::now();
-            let used = self.processor_time();
-            // Rest cannot be announced: it is that nothing happens for a while.
-            std::thread::sleep(REST);
-            for program in &mut self.programs {
-                ensure!(program.runs()?, "it ended by itself\n{}", program.stderr()?);
-            }
-            let used = self.processor_time().saturating_sub(used).as_secs_f64();
-            let resting = used < RESTING * then.elapsed().as_secs_f64();
-            if resting && begun.elapsed() >= least {
-                return Ok(true);
-            }
-            if begun.elapsed() > patience || stop::asked() {
-                return Ok(false);
-            }
-        }
-    }
-
-    /// Asks every program to end, and waits for that.
-    fn end(
-        self,
-        subject: &Subject,
-        place: &Place<'_>,
-    ) -> Result<(Vec<Ended>, Vec<Option<Collector>>)> {
-        let ended = self
-            .programs
-            .into_iter()
-            .zip(&subject.parts)
-            .map(|(program, part)| {
-                let ended = match part.end_command(place) {
-                    Some(mut command) => {
-                        stillwire_tests::netns::run(&mut command)?;
-                        program.wait()?
-                    }
-                    None => program.interrupt()?,
-                };
-                ensure!(
-                    part.ended_well(&ended),
-                    "it ended with {:?}\n{}{}",
-                    ended.code,
-                    ended.stdout,
-                    ended.stderr
-                );
-                Ok(ended)
-            })
-            .collect::<Result<_>>()?;
-        Ok((ended, self.collectors))
-    }
 }

@@ -1,7 +1,8 @@
 //! Time and memory that a measurement takes, as the kernel accounts for them in /proc.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -113,6 +114,20 @@ pub(crate) struct Memory {
     pub(crate) peak_bytes: u64,
     /// Now, without files.
     pub(crate) anonymous_bytes: u64,
+}
+
+/// Files that some processes and all that they have started have open or mapped.
+pub(crate) fn open_files(processes: &[u32]) -> BTreeSet<PathBuf> {
+    let mut open = BTreeSet::new();
+    for id in tree(processes) {
+        let descriptors = fs::read_dir(format!("/proc/{id}/fd")).into_iter().flatten().flatten();
+        open.extend(descriptors.filter_map(|entry| fs::read_link(entry.path()).ok()));
+        let maps = fs::read_to_string(format!("/proc/{id}/maps")).unwrap_or_default();
+        // address perms offset device inode path
+        let paths = maps.lines().filter_map(|line| line.find('/').and_then(|at| line.get(at..)));
+        open.extend(paths.map(PathBuf::from));
+    }
+    open
 }
 
 /// Some processes with their children and children's children.

@@ -62,8 +62,13 @@ mod tests {
 
     fn claimed(kind: Kind, stderr: &str) -> Option<u64> {
         let ended = Ended { code: Some(0), stdout: String::new(), stderr: stderr.to_owned() };
-        let place =
-            Place { iface: "", dir: Path::new("/nowhere"), stillwired: Path::new(""), sessions: 1 };
+        let place = Place {
+            iface: "",
+            dir: Path::new("/nowhere"),
+            stillwired: Path::new(""),
+            sessions: 1,
+            budget: None,
+        };
         Part { kind, options: Vec::new() }.claims(&place, &ended)
     }
 

@@ -1,16 +1,14 @@
 //! Counting what a program has recorded, with readers that know nothing of it.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde::Deserialize;
 use stillwire_tests::netns::run;
-use stillwire_tests::outside;
 use stillwire_tests::process::Ended;
 
-use super::{Collector, Kind, Part, Place};
+use super::{Collector, Harvest, Kind, Part, Place};
 
 /// Frames that a reader found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +33,12 @@ pub(crate) struct BareCount {
 }
 
 impl Part {
+    /// For counting its capture files.
+    pub(crate) fn harvest(&self, soak: bool) -> Harvest {
+        // The sensor keeps within its budget itself.
+        Harvest::new(soak && !self.is_stillwire())
+    }
+
     /// Counts what it has recorded, after its end.
     ///
     /// # Errors
@@ -44,12 +48,9 @@ impl Part {
         place: &Place<'_>,
         ended: &Ended,
         collector: Option<Collector>,
+        harvest: &mut Harvest,
     ) -> Result<Found> {
         match &self.kind {
-            Kind::Stillwire => {
-                let frames = outside::recorded_frames(&place.dir.join("store"))?;
-                Ok(Found { frames, reader: "capinfos" })
-            }
             // It keeps nothing that another could read.
             Kind::Bare => {
                 let count: BareCount =
@@ -61,16 +62,19 @@ impl Part {
                 let collector = collector.context("softflowd ran without a collector")?;
                 Ok(Found { frames: collector.packets(place.dir)?, reader: "nfdump" })
             }
-            Kind::Tcpdump | Kind::Dumpcap | Kind::NetsniffNg | Kind::Template(_) => {
-                let files = captures(place.dir)?;
-                ensure!(
-                    !files.is_empty(),
-                    "it has written no capture file below {}\n{}{}",
-                    place.dir.display(),
-                    ended.stdout,
-                    ended.stderr
-                );
-                Ok(Found { frames: outside::frames_in(&files)?, reader: "capinfos" })
+            Kind::Stillwire
+            | Kind::Tcpdump
+            | Kind::Dumpcap
+            | Kind::NetsniffNg
+            | Kind::Template(_) => {
+                let frames = harvest.finish(place.dir)?.with_context(|| {
+                    let dir = place.dir.display();
+                    format!(
+                        "it has written no capture file below {dir}\n{}{}",
+                        ended.stdout, ended.stderr
+                    )
+                })?;
+                Ok(Found { frames, reader: "capinfos" })
             }
         }
     }
@@ -87,54 +91,4 @@ fn racount(file: &Path) -> Result<u64> {
     let sum = text.lines().find_map(|line| line.trim().strip_prefix("sum"));
     let packets = sum.and_then(|sum| sum.split_whitespace().nth(1)?.parse().ok());
     packets.with_context(|| format!("racount's sum of packets in {text:?}"))
-}
-
-/// Files that begin as capture files do, whatever they are called.
-fn captures(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
-        let path = entry?.path();
-        if path.is_dir() {
-            found.extend(captures(&path)?);
-        } else if is_capture(&path)? {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-fn is_capture(path: &Path) -> Result<bool> {
-    use std::io::Read;
-    let mut magic = Vec::new();
-    let file = fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    file.take(4).read_to_end(&mut magic)?;
-    // pcap in either byte order, with micro- and nanoseconds; pcapng.
-    const MAGIC: [[u8; 4]; 5] = [
-        [0xd4, 0xc3, 0xb2, 0xa1],
-        [0xa1, 0xb2, 0xc3, 0xd4],
-        [0x4d, 0x3c, 0xb2, 0xa1],
-        [0xa1, 0xb2, 0x3c, 0x4d],
-        [0x0a, 0x0d, 0x0d, 0x0a],
-    ];
-    Ok(MAGIC.iter().any(|known| magic == known))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn capture_files_are_known_by_their_first_bytes() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("below")).unwrap();
-        fs::write(dir.path().join("b"), [0xd4, 0xc3, 0xb2, 0xa1, 2, 0]).unwrap();
-        fs::write(dir.path().join("below/a.ng"), [0x0a, 0x0d, 0x0d, 0x0a]).unwrap();
-        fs::write(dir.path().join("log.pcap"), "no capture").unwrap();
-        fs::write(dir.path().join("empty"), "").unwrap();
-        let found = captures(dir.path()).unwrap();
-        let names: Vec<_> =
-            found.iter().map(|path| path.strip_prefix(dir.path()).unwrap()).collect();
-        assert_eq!(names, [Path::new("b"), Path::new("below/a.ng")]);
-    }
 }

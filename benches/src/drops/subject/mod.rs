@@ -3,6 +3,7 @@
 
 mod claims;
 mod found;
+mod harvest;
 mod netflow;
 
 use std::ffi::OsString;
@@ -14,7 +15,8 @@ use stillwire_tests::process::Ended;
 
 use super::line::Line;
 
-pub(crate) use found::BareCount;
+pub(crate) use found::{BareCount, Found};
+pub(crate) use harvest::Harvest;
 pub(crate) use netflow::Collector;
 
 /// What one measurement compares: a program, or several that run side by side.
@@ -57,6 +59,8 @@ pub(crate) struct Place<'a> {
     pub(crate) stillwired: &'a Path,
     /// Sessions that a program has to keep at once.
     pub(crate) sessions: u32,
+    /// For a soak: what one program's packets may take on disk. It has to change its files.
+    pub(crate) budget: Option<u64>,
 }
 
 impl Place<'_> {
@@ -209,6 +213,9 @@ impl Part {
                 let mut line = words(&["capture", "--quiet", "--iface", place.iface, "--store"]);
                 line.insert(0, place.stillwired.into());
                 line.push(store.into());
+                if let Some(bytes) = place.budget {
+                    line.extend(words(&["--packet-budget", &bytes.to_string()]));
+                }
                 line
             }
             Kind::Bare => {
@@ -222,11 +229,17 @@ impl Part {
                 let mut line =
                     words(&["tcpdump", "-Z", "root", "-n", "-B", "65536", "-i", place.iface, "-w"]);
                 line.push(file.into());
+                if place.budget.is_some() {
+                    line.extend(words(&["-C", "256"]));
+                }
                 line
             }
             Kind::Dumpcap => {
                 let mut line = words(&["dumpcap", "-q", "-P", "-B", "64", "-i", place.iface, "-w"]);
                 line.push(file.into());
+                if place.budget.is_some() {
+                    line.extend(words(&["-b", "filesize:262144"]));
+                }
                 line
             }
             Kind::NetsniffNg => {
@@ -239,7 +252,12 @@ impl Part {
                     place.iface,
                     "--out",
                 ]);
-                line.push(file.into());
+                if place.budget.is_some() {
+                    line.push(place.dir.into());
+                    line.extend(words(&["--interval", "256MiB"]));
+                } else {
+                    line.push(file.into());
+                }
                 line
             }
             // -X: whatever the machine's own configuration says.
@@ -384,6 +402,7 @@ mod tests {
             dir: Path::new("/tmp/it's here"),
             stillwired: Path::new("stillwired"),
             sessions: 1,
+            budget: None,
         };
         let line = subject.parts[0].command(&place).unwrap();
         let expected =
