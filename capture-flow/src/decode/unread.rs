@@ -223,6 +223,12 @@ mod tests {
     fn a_sound_frame_has_nothing_to_tell() {
         let mut segment = [0; 20];
         segment[12] = 0x50;
-        assert_eq!(look_at(&tcp(&segment, 40)), []);
+        let mut frame = tcp(&segment, 40);
+        let header = etherparse::Ipv4Header::from_slice(&frame[14..]).expect("a header").0;
+        frame[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+        assert_eq!(look_at(&frame), []);
+        // A sensor that was told to verify checksums has not read this one.
+        frame[24] ^= 1;
+        assert_eq!(look_at(&frame)[0].reason, UnreadReason::Frame(Undecodable::IpChecksum));
     }
 }
