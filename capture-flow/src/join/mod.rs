@@ -4,16 +4,17 @@
 //! each worker has a session in which one side is silent. Such halves meet here under the hash of
 //! their key. Sessions of which one worker saw both sides pass through at once.
 
+mod conversation;
 mod merge;
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::key::{Address, FlowHash, Protocol};
+use crate::key::{Address, FlowHash};
 use crate::record::{RowReason, SessionRecord, Uid};
 use crate::sink::SessionUpdate;
 use crate::time::{Nanos, NanosDelta};
 
-use merge::{merge_directions, merge_in_turn};
+use conversation::{Conversation, Direction, Interrupted};
 
 /// Bounds of a [`Joiner`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,94 +61,6 @@ pub struct JoinStats {
     pub evicted: u64,
     /// Conversations held right now.
     pub held: u64,
-}
-
-/// One direction of a conversation. One worker has one session of it after the other, and where
-/// frames go to another worker from some moment on, several have one at once.
-#[derive(Debug)]
-struct Direction {
-    /// What it was, put together from sessions that are over.
-    before: Option<SessionUpdate>,
-    /// The newest update of each other session, of which the last came last. Never empty.
-    parts: Vec<SessionUpdate>,
-}
-
-impl Direction {
-    fn new(update: SessionUpdate) -> Self {
-        Self { before: None, parts: vec![update] }
-    }
-
-    fn knows(&self, uid: Uid) -> bool {
-        self.parts.iter().any(|part| part.record.uid == uid)
-    }
-
-    fn take_in(&mut self, update: SessionUpdate) {
-        match self.parts.iter_mut().find(|part| part.record.uid == update.record.uid) {
-            Some(known) if known.record.update > update.record.update => {}
-            Some(known) => *known = update,
-            None => {
-                self.parts.push(update);
-                let newest = self.parts.len() - 1;
-                for over in self.parts.extract_if(..newest, |part| part.record.reason.is_final()) {
-                    self.before = Some(match self.before.take() {
-                        Some(before) => merge_in_turn(&before, &over),
-                        None => over,
-                    });
-                }
-            }
-        }
-    }
-
-    /// The direction without a session; `None` if there is nothing else.
-    fn without(mut self, uid: Uid) -> Option<Self> {
-        self.parts.retain(|part| part.record.uid != uid);
-        if self.parts.is_empty() {
-            self.parts.extend(self.before.take());
-        }
-        (!self.parts.is_empty()).then_some(self)
-    }
-
-    fn whole(&self) -> Option<SessionUpdate> {
-        let mut all = self.before.iter().chain(&self.parts);
-        let first = all.next()?.clone();
-        Some(all.fold(first, |whole, part| merge_in_turn(&whole, part)))
-    }
-
-    fn is_final(&self) -> bool {
-        self.parts.iter().all(|part| part.record.reason.is_final())
-    }
-}
-
-/// A conversation of which halves are known.
-#[derive(Debug)]
-struct Conversation {
-    /// By sender: the key's low and high end.
-    directions: [Option<Direction>; 2],
-    /// The identity under which its rows are written, once there was one.
-    uid: Option<Uid>,
-    update: u32,
-    /// What was known of it when it was let go early.
-    before: Option<Interrupted>,
-    /// When it is looked at again.
-    due: Option<Nanos>,
-    /// When its last known half ended.
-    ended: Nanos,
-    /// Whether a row holds everything known.
-    reported: bool,
-    /// Tells this conversation from an earlier one under the same key.
-    serial: u64,
-}
-
-/// A conversation that was let go although a half goes on. What its other half said is forgotten
-/// until that half speaks again.
-#[derive(Clone, Copy, Debug)]
-struct Interrupted {
-    uid: Uid,
-    /// Number of its next row.
-    update: u32,
-    /// By sender: whether that half was known, and whether it was over.
-    known: [bool; 2],
-    over: [bool; 2],
 }
 
 /// Conversations of which one half is known.
@@ -462,89 +375,6 @@ impl Joiner {
     pub fn stats(&self) -> &JoinStats {
         &self.stats
     }
-}
-
-impl Conversation {
-    fn is_joined(&self) -> bool {
-        self.directions.iter().all(Option::is_some)
-    }
-
-    /// Whether a half that was known once is forgotten and not over.
-    fn lacks_a_half(&self) -> bool {
-        let lacks = |at: usize| {
-            self.directions[at].is_none()
-                && self.before.is_some_and(|before| before.known[at] && !before.over[at])
-        };
-        lacks(0) || lacks(1)
-    }
-
-    /// What is remembered of it when it is let go.
-    fn interrupt(&self, uid: Uid) -> Interrupted {
-        let (known, over) = self.before.map_or(([false; 2], [false; 2]), |b| (b.known, b.over));
-        let [low, high] = &self.directions;
-        let is_known = [low, high].map(Option::is_some);
-        let is_over = [low, high].map(|half| half.as_ref().is_some_and(Direction::is_final));
-        Interrupted {
-            uid,
-            update: self.update,
-            known: [known[0] | is_known[0], known[1] | is_known[1]],
-            over: [over[0] | is_over[0], over[1] | is_over[1]],
-        }
-    }
-
-    /// Whether an update begins the next conversation on the same ends: every half of this one
-    /// is over, and the update's half begins with a SYN of its own. While a half is alive its
-    /// totals cannot be told apart, and the conversation goes on.
-    fn is_followed_by(&self, sender: usize, update: &SessionUpdate) -> bool {
-        let new =
-            self.directions[sender].as_ref().is_some_and(|known| !known.knows(update.record.uid));
-        let opens = update.record.history.as_str().starts_with(['S', 's']);
-        new && opens && self.directions.iter().flatten().all(Direction::is_final)
-    }
-
-    /// Why it is over, or [`RowReason::Interim`] if it is not.
-    fn end_reason(&self) -> RowReason {
-        if self.lacks_a_half() {
-            return RowReason::Interim;
-        }
-        let mut latest = None;
-        for part in self.directions.iter().flatten().flat_map(|direction| &direction.parts) {
-            let record = &part.record;
-            if !record.reason.is_final() {
-                return RowReason::Interim;
-            }
-            if latest.is_none_or(|(ts, _)| record.last_ts >= ts) {
-                latest = Some((record.last_ts, record.reason));
-            }
-        }
-        latest.map_or(RowReason::Interim, |(_, reason)| reason)
-    }
-
-    /// The next row.
-    fn row(&mut self, reason: RowReason, now: Nanos) -> Option<SessionRecord> {
-        let mut record = match &self.directions {
-            [Some(low), Some(high)] => merge_directions(&low.whole()?, &high.whole()?),
-            [Some(one), None] | [None, Some(one)] => {
-                let mut record = one.whole()?.record;
-                // The other half was there once, or must have been.
-                record.join_certain &= self.before.is_none() && !is_answer_alone(&record);
-                record
-            }
-            [None, None] => return None,
-        };
-        record.uid = *self.uid.get_or_insert(record.uid);
-        record.update = self.update;
-        self.update = self.update.saturating_add(1);
-        record.reason = reason;
-        record.flushed_at = now;
-        Some(record)
-    }
-}
-
-/// Whether TCP was joined in the middle: what the frame answers may be in the record before.
-fn is_answer_alone(record: &SessionRecord) -> bool {
-    let shows_start = record.history.as_str().contains(['S', 's', 'H', 'h']);
-    record.protocol == Protocol::TCP && !shows_start
 }
 
 /// The end that alone was heard in this session: 0 for the key's low end, 1 for the high one;
