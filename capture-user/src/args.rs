@@ -7,6 +7,7 @@ use capture_flow::config::{Checksums, Network, ServerPort};
 use capture_store::key::PublicKey;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::anchor::{Place, parse_place};
 use crate::defaults;
 use crate::units;
 
@@ -89,6 +90,10 @@ Examples:
 
   Both directions of a tap, one port each, for ten minutes:
     stillwired capture --iface tap0 --iface tap1 --store /srv/wire --duration 10min
+
+  Prove later that nothing was cut off, with a file on another machine and a key on a stick:
+    stillwired capture --iface eth1 --store /srv/wire --anchor /mnt/other/wire.anchor \
+        --key /media/stick/sensor.key
 
   Look first whether the machine is fit:
     stillwired doctor --iface eth1
@@ -226,6 +231,16 @@ pub struct StoreArgs {
     /// sensor.key in the store. Elsewhere, the store can be copied and shared without it
     #[arg(long, value_name = "FILE", help_heading = "Store")]
     pub key: Option<PathBuf>,
+
+    /// Keep the ledger's signed head in a second place as well, at the start, at intervals and at
+    /// the end: a file on another disk or host, syslog: for this host's syslog, or
+    /// syslog:HOST[:PORT] for another's, by UDP. Repeat it for several
+    #[arg(long = "anchor", value_name = "WHERE", value_parser = parse_place, help_heading = "Store")]
+    pub anchors: Vec<Place>,
+
+    /// Time between two anchors
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = units::parse_duration, help_heading = "Store")]
+    pub anchor_interval: Duration,
 
     /// Bytes that packets may take on disk, such as 200GiB; the oldest go first. By default
     /// 70 % of what the filesystem can give

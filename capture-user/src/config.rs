@@ -9,6 +9,7 @@ use capture_flow::time::NanosDelta;
 use capture_store::key::PublicKey;
 use tracing::warn;
 
+use crate::anchor::Place;
 use crate::args::{CaptureArgs, Mode, ReplayArgs, SessionArgs, StoreArgs};
 use crate::defaults;
 use crate::units::Bytes;
@@ -70,6 +71,10 @@ pub struct Config {
     pub store: PathBuf,
     /// The sensor's name, if one was given.
     pub sensor: Option<String>,
+    /// Where heads of the ledger are kept besides.
+    pub anchors: Vec<Place>,
+    /// How often.
+    pub anchor_interval: Duration,
     /// Where the ledger's secret key is kept, if not in the store.
     pub key: Option<PathBuf>,
     /// Bytes for packets, if they were given.
@@ -218,6 +223,8 @@ impl Config {
         Ok(Self {
             store: args.store,
             sensor: args.sensor,
+            anchors: args.anchors,
+            anchor_interval: args.anchor_interval,
             key: args.key,
             packet_budget: args.packet_budget,
             session_budget: args.session_budget,

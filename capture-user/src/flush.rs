@@ -16,6 +16,7 @@ use crossbeam::channel::{Receiver, Sender};
 use tracing::{error, warn};
 
 use crate::account::WorkerCounts;
+use crate::anchor::Anchors;
 use crate::blind::{Blindness, Subject};
 use crate::canary;
 use crate::chain;
@@ -69,6 +70,8 @@ pub struct Flush {
     pub signs: SignsOfLife,
     /// Which canaries are believed.
     pub canaries: canary::Watch,
+    /// Where heads of the ledger are kept besides.
+    pub anchors: Option<Anchors>,
     /// What the keeper did.
     pub news: Receiver<KeeperNews>,
     /// Files of the session log for the keeper to seal.
@@ -505,6 +508,7 @@ impl Run {
                 self.flush.canaries.settle();
                 self.wall = self.wall.map(|_| WallClock::read());
                 self.flush.intervals.written(closing);
+                self.keep_head();
                 if self.flush.totals.ledger_fails.swap(false, Ordering::Relaxed) {
                     warn!("the ledger can be written again");
                 }
@@ -518,6 +522,17 @@ impl Run {
                     error!("the ledger cannot be written: {}", chain(&failure));
                 }
             }
+        }
+    }
+
+    /// Has the ledger's head kept elsewhere, when it is time.
+    fn keep_head(&mut self) {
+        let Flush { ledger, anchors, .. } = &mut self.flush;
+        let Some(anchors) = anchors.as_mut().filter(|anchors| anchors.is_due()) else { return };
+        match ledger.anchor().and_then(|head| Ok((head, ledger.handle()?))) {
+            Ok((Some(head), ledger)) => anchors.keep(head, ledger),
+            Ok((None, _)) => {}
+            Err(failure) => error!("the ledger's head cannot be kept: {}", chain(&failure)),
         }
     }
 
@@ -592,6 +607,11 @@ impl Run {
             "the last lines of the ledger could not be written (see above)"
         );
         self.flush.ledger.sync()?;
+        if let Some(anchors) = self.flush.anchors.take()
+            && let Some(head) = self.flush.ledger.anchor()?
+        {
+            anchors.close(head, None);
+        }
         match failed {
             None => Ok(()),
             Some(failure) => {

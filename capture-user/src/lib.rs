@@ -1,6 +1,7 @@
 //! The capture engine: frames from a source become sessions, segments and ledger lines.
 
 pub mod account;
+pub mod anchor;
 pub mod args;
 pub mod blind;
 pub mod budget;

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, JoinHandle, Thread};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use capture_flow::config::FlowConfig;
@@ -18,6 +19,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use tracing::{info, warn};
 
 use crate::account::WorkerCounts;
+use crate::anchor::{Anchors, Place};
 use crate::blind::Blindness;
 use crate::budget::{Disk, Keeper};
 use crate::canary;
@@ -44,6 +46,8 @@ pub struct Run {
     snaplen: u32,
     /// Length of a ledger interval.
     interval: NanosDelta,
+    /// Where heads of the ledger are kept besides, and how often.
+    anchors: (Vec<Place>, Duration),
     /// Capabilities that the threads keep.
     pub kept: Kept,
     /// One for each worker.
@@ -116,6 +120,7 @@ impl Run {
             flow,
             snaplen: config.snaplen.unwrap_or(capture_store::pcap::MAX_SNAPLEN),
             interval: config.ledger_interval,
+            anchors: (config.anchors.clone(), config.anchor_interval),
             workers,
             lanes,
             names: Arc::default(),
@@ -230,6 +235,9 @@ impl Run {
             boot_id: (mode == "capture").then(boot_id).flatten(),
         };
         let _ = self.notes.send(start);
+        let (places, interval) = &self.anchors;
+        let anchors =
+            Anchors::start(places, *interval, self.store.store(), &self.notes, self.kept)?;
         Ok(Flush {
             workers: self.workers.clone(),
             joiner: Joiner::new(join),
@@ -240,6 +248,7 @@ impl Run {
             blind: Arc::clone(&self.blind),
             signs,
             canaries,
+            anchors,
             news: self.news_out.clone(),
             seals: self.seals.clone(),
             unsealed: self.seals_out.clone(),

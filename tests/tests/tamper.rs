@@ -5,8 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use capture_cli::verify::{Kind, Options, Report, verify_path};
-use stillwire_tests::{outside, sensor};
+use capture_cli::verify::{KeySource, Kind, Options, Report, verify_path};
+use capture_store::ledger::{LedgerLine, Note};
+use stillwire_tests::process::await_until;
+use stillwire_tests::traffic::{Frames, Pace};
+use stillwire_tests::{Wire, outside, sensor};
 
 /// Captures that together take little: several runs, days of the ledger, segments and session
 /// files.
@@ -30,7 +33,7 @@ fn traces() -> Result<PathBuf> {
 
 /// A replayed store and what was in it.
 struct Lab {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     store: PathBuf,
     pristine: PathBuf,
     options: Options,
@@ -48,6 +51,8 @@ impl Lab {
                 "--quiet",
                 "--segment-size",
                 "1MiB",
+                "--anchor",
+                &dir.path().join("anchor").to_string_lossy(),
                 "--store",
                 &store.to_string_lossy(),
                 &file.to_string_lossy(),
@@ -56,7 +61,13 @@ impl Lab {
         }
         let pristine = dir.path().join("pristine");
         copy(&store, &pristine)?;
-        Ok(Self { _dir: dir, store, pristine, options: Options::default() })
+        Ok(Self { dir, store, pristine, options: Options::default() })
+    }
+
+    /// The same, with what was kept elsewhere.
+    fn with_anchor(&self) -> Result<Report> {
+        let anchors = vec![self.dir.path().join("anchor")];
+        verify_path(&self.store, &Options { anchors, ..Options::default() })
     }
 
     fn verify(&self) -> Result<Report> {
@@ -295,7 +306,7 @@ fn no_line_is_removed_moved_repeated_or_forged_unnoticed() -> Result<()> {
     }
     // The signature off a line, off all lines, and all of it signed anew by another key.
     let unsigned = |text: &[u8]| -> Result<Vec<u8>> {
-        let mut line: capture_store::ledger::LedgerLine = serde_json::from_slice(text)?;
+        let mut line: LedgerLine = serde_json::from_slice(text)?;
         line.sig.clear();
         Ok([&serde_json::to_vec(&line)?[..], b"\n"].concat())
     };
@@ -405,4 +416,116 @@ fn no_forgery_is_laundered_by_the_next_run() -> Result<()> {
         lab.restore_all()?;
     }
     lab.must_be_whole("everything put back")
+}
+
+/// What nobody can see in the store itself: the last run is gone, with everything that it wrote.
+fn cut_last_run(store: &Path) -> Result<()> {
+    let parse = |text: &[u8]| serde_json::from_slice::<LedgerLine>(text);
+    let mut left = Vec::new();
+    let all = lines(store)?;
+    let mut runs = Vec::new();
+    for (_, text) in &all {
+        let line = parse(text)?;
+        runs.push((line.seq, line.run));
+    }
+    let last = runs.iter().max_by_key(|(seq, _)| *seq).context("a line")?.1.clone();
+    for (file, text) in all {
+        let line = parse(&text)?;
+        if line.run != last {
+            left.push((file, text));
+            continue;
+        }
+        for note in &line.notes {
+            if let Note::Sealed(sealed) = note {
+                fs::remove_file(store.join(&sealed.path))?;
+            }
+        }
+    }
+    write_lines(store, &left)
+}
+
+#[test]
+fn what_was_cut_off_or_replaced_as_a_whole_shows_with_an_anchor() -> Result<()> {
+    let lab = Lab::new()?;
+    let whole = lab.with_anchor()?;
+    ensure!(whole.is_whole(), "{:?}", whole.findings);
+    ensure!(whole.anchors[0].anchors as usize >= 2 * TRACES.len(), "{:?}", whole.anchors);
+    let (key, source) = whole.key.clone().context("a key")?;
+    ensure!(source == KeySource::Anchor);
+    let head = whole.head.context("a head")?;
+    ensure!(whole.anchors[0].last_seq == Some(head.seq), "the last line is anchored");
+
+    cut_last_run(&lab.store)?;
+    lab.must_be_whole("nothing in the store tells that a whole run is missing")?;
+    let kinds = |report: &Report| -> Vec<Kind> {
+        report.findings.listed.iter().map(|finding| finding.kind).collect()
+    };
+    let cut = lab.with_anchor()?;
+    ensure!(kinds(&cut).contains(&Kind::Anchor), "{:?}", cut.findings);
+    // The next run goes on from there, and tells what it finds.
+    let anchor = lab.dir.path().join("anchor").to_string_lossy().into_owned();
+    let trace = traces()?.join(TRACES[0]).to_string_lossy().into_owned();
+    let store = lab.store.to_string_lossy().into_owned();
+    let args = ["replay", "--quiet", "--segment-size", "1MiB", "--store", &store];
+    sensor::stillwired(&[&args[..], &["--anchor", &anchor, &trace]].concat())?.success()?;
+    let said = lines(&lab.store)?.iter().any(|(_, text)| {
+        String::from_utf8_lossy(text).contains("the ledger was cut off or replaced")
+    });
+    ensure!(said, "the sensor itself notices");
+    ensure!(!lab.with_anchor()?.is_whole(), "going on does not mend it");
+
+    // Another sensor's store, made to look like this one's.
+    fs::remove_dir_all(&lab.store)?;
+    run_again(&lab.store)?;
+    lab.must_be_whole("a store that was made anew")?;
+    let replaced = lab.with_anchor()?;
+    ensure!(kinds(&replaced).contains(&Kind::Anchor), "{:?}", replaced.findings);
+    let options =
+        Options { public_key: capture_store::key::PublicKey::parse(&key), ..Options::default() };
+    let replaced = verify_path(&lab.store, &options)?;
+    ensure!(kinds(&replaced).contains(&Kind::Key), "{:?}", replaced.findings);
+    ensure!(kinds(&replaced).contains(&Kind::Signature), "{:?}", replaced.findings);
+    Ok(())
+}
+
+#[test]
+fn a_store_is_whole_while_its_sensor_runs_and_after_it_was_killed_and_recovered() -> Result<()> {
+    let wire = Wire::new()?;
+    let dir = sensor::store_dir()?;
+    let store = dir.path().join("store");
+    let anchor = dir.path().join("anchor");
+    let anchored = anchor.to_string_lossy().into_owned();
+    let mut args = vec!["--packet-budget", "16MiB", "--segment-size", "1MiB", "--interim", "1s"];
+    args.extend(["--ledger-interval", "200ms", "--anchor-interval", "500ms"]);
+    args.extend(["--anchor", &anchored]);
+    let frames = Frames { count: 0, bytes: 200, flows: 100, pace: Pace::PerSecond(20_000) };
+    let options = Options { anchors: vec![anchor], ..Options::default() };
+    let _sending = frames.start(&wire)?;
+    let mut declared = 0;
+    for kill in 1..=3 {
+        let mut program = sensor::capture(&wire, &store, &args)?;
+        // While segments are sealed and the oldest are removed under the reader's eyes.
+        await_until("segments that went", || {
+            ensure!(program.runs()?, "{}", program.stderr()?);
+            let report = verify_path(&store, &options)?;
+            ensure!(report.in_use, "its sensor runs");
+            ensure!(report.is_whole(), "kill {kill}, running: {:?}", report.findings);
+            ensure!(!report.open.is_empty(), "something is always open");
+            Ok((report.retired > 2 * kill && report.lines > 5 * kill).then_some(()))
+        })?;
+        program.kill()?;
+        let killed = verify_path(&store, &options)?;
+        ensure!(!killed.in_use);
+        let kinds: Vec<Kind> = killed.findings.listed.iter().map(|found| found.kind).collect();
+        ensure!(kinds == [Kind::End], "kill {kill}, not recovered: {:?}", killed.findings);
+        ensure!(!killed.open.is_empty(), "what it had open is listed");
+
+        sensor::capture(&wire, &store, &args)?.interrupt()?.success()?;
+        let recovered = verify_path(&store, &options)?;
+        ensure!(recovered.is_whole(), "kill {kill}, recovered: {:?}", recovered.findings);
+        ensure!(recovered.open.is_empty(), "{:?}", recovered.open);
+        ensure!(recovered.declared.len() > declared, "the kill is declared");
+        declared = recovered.declared.len();
+    }
+    Ok(())
 }

@@ -23,6 +23,6 @@ pub use line::{
 pub(crate) use owed::Owed;
 pub use owed::owed;
 pub(crate) use reader::sealed_note;
-pub use reader::{Damage, LedgerRead, day_files, for_each_line, read, read_chained};
+pub use reader::{Damage, LedgerRead, day_files, for_each_line, has_line, read, read_chained};
 pub use vouched::{FileFinding, FileProblem, FilesCheck, Vouched, check_file, check_sessions};
 pub use writer::{LedgerError, LedgerWriter};

@@ -147,6 +147,25 @@ pub(crate) fn sealed_note(store: &Store, path: &str) -> io::Result<Option<Sealed
     Ok(found)
 }
 
+/// Whether a line with this hash is in the ledger; the files written last are looked at first.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn has_line(store: &Store, hash: &str) -> io::Result<bool> {
+    let mut days = day_files(store)?;
+    days.sort_by_key(|day| day.metadata().and_then(|metadata| metadata.modified()).ok());
+    for day in days.iter().rev() {
+        let mut found = false;
+        for_each_line(day, |_, text, _| {
+            found |= blake3::hash(text).to_hex().as_str() == hash;
+        })?;
+        if found {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Calls `each` with every line of a file: its number from 1, its text without the line's end, and
 /// whether it has one.
 ///
