@@ -158,6 +158,26 @@ fn a_queue_that_is_added_gets_a_socket() -> Result<()> {
 }
 
 #[test]
+fn a_queue_without_a_socket_is_blind_before_any_frame_comes_on_it() -> Result<()> {
+    let wire = Wire::with().queues(2).build()?;
+    wire.use_queues(1)?;
+    let mut watched = Watched::start(wire, &["--no-heal"])?;
+    // The sender goes on with one: no frame can come on the second queue.
+    let more = ["-L", Wire::SENSOR, "rx", "2", "tx", "2"];
+    let (added, _) = when(|| watched.wire.sensor.run("ethtool", &more))?;
+    watched.await_blind(BlindCause::QueueUnserved, added)?;
+    watched.sees()?;
+    let (stopped, ended) = when(|| watched.stop())?;
+    assert_eq!(ended.code, Some(0), "the first queue was captured on: {}", ended.stderr);
+    let blind = watched.encloses(BlindCause::QueueUnserved, added, stopped)?;
+    assert!(blind.iter().all(|blind| blind.queue == Some(1)), "{blind:?}");
+    for line in watched.lines()? {
+        assert!(line.interfaces[0].queues.iter().all(|queue| queue.xdp.no_socket == 0));
+    }
+    watched.has_all(0)
+}
+
+#[test]
 fn an_interface_that_comes_back_is_taken_again() -> Result<()> {
     let mut watched = Watched::start(Wire::new()?, &[])?;
     let mut gone = Vec::new();
