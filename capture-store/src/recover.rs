@@ -68,6 +68,13 @@ impl RecoveryReport {
         self.segments > 0 || self.live_files > 0 || self.unfinished > 0 || !self.left.is_empty()
     }
 
+    /// Tells the ledger how far the recovery has come: should it be killed, that much is known.
+    fn tell(&self, owed: &Owed) {
+        if self.was_unclean() {
+            owed.inherit(&[Note::Recovered(self.clone())]);
+        }
+    }
+
     fn saw(&mut self, at: Nanos) {
         self.last_sign = Some(self.last_sign.map_or(at, |last| last.max(at)));
     }
@@ -97,9 +104,7 @@ pub(crate) fn recover(store: &Store, owed: &Owed) -> io::Result<RecoveryReport> 
     for dir in [layout.root().to_owned(), layout.ledger(&store.identity().sensor)] {
         remove_temporary(&dir, &mut report)?;
     }
-    if report.was_unclean() {
-        owed.inherit(&[Note::Recovered(report.clone())]);
-    }
+    report.tell(owed);
     Ok(report)
 }
 
@@ -124,18 +129,23 @@ fn recover_worker(
         let parsed = names.iter().filter_map(|name| layout::parse_segment_name(name));
         parsed.filter(|(_, found)| *found == extension).map(|(sequence, _)| sequence).collect()
     };
-    let (packets, sealed, journals) =
+    let (packets, mut sealed, journals) =
         (sequences_with(PCAP), sequences_with(INDEX), sequences_with(JOURNAL));
     for sequence in &journals {
-        let whole = sealed.contains(sequence) && packets.contains(sequence);
-        // Sealed but for this last step, or made before its segment was.
-        if whole || !packets.contains(sequence) {
-            let place = Place::new(worker, *sequence, dir);
-            if whole {
-                owe_sealed(&place, report, owed);
-            }
-            report.removed += u64::from(layout::remove_if_there(&place.journal)?);
+        let place = Place::new(worker, *sequence, dir);
+        if sealed.contains(sequence) && packets.contains(sequence) {
+            // Sealed but for this last step. An index that cannot be read is made anew.
+            let Some(segment) = place.sealed() else {
+                sealed.retain(|sealed| sealed != sequence);
+                continue;
+            };
+            report.unfinished += 1;
+            owed.inherit(&SealedFile::of_segment(&segment).map(Note::Sealed));
+        } else if packets.contains(sequence) {
+            continue;
         }
+        // Or it was made before its segment was.
+        report.removed += u64::from(layout::remove_if_there(&place.journal)?);
     }
     // A retirement that was killed between its two steps; the newest name must stay.
     let newest = names.iter().filter_map(|name| layout::parse_segment_name(name)).max();
@@ -148,13 +158,10 @@ fn recover_worker(
     for sequence in packets {
         if !sealed.contains(&sequence) {
             let place = Place::new(worker, sequence, dir);
-            match recover_segment(&place, report) {
-                Ok(None) => {}
-                Ok(Some(sealed)) => {
-                    owed.inherit(&SealedFile::of_segment(&sealed).map(Note::Sealed));
-                }
-                Err(error) => report.leave(&place.pcap, &error),
+            if let Err(error) = recover_segment(&place, report, owed) {
+                report.leave(&place.pcap, &error);
             }
+            report.tell(owed);
         }
     }
     Ok(())
@@ -175,6 +182,14 @@ impl Place {
         let dir = dir.to_owned();
         Self { worker, sequence, pcap: path(PCAP), journal: path(JOURNAL), dir }
     }
+
+    /// What the ledger is to be told of a segment that is sealed; `None` where it cannot be read.
+    fn sealed(&self) -> Option<SealedSegment> {
+        let index = SegmentIndex::open(&self.dir, self.sequence).ok()?;
+        let bytes = std::fs::read(self.pcap.with_extension(INDEX)).ok()?;
+        let hash = hash_of(&File::open(&self.pcap).ok()?, index.header().pcap_len).ok()?;
+        Some(SealedSegment::new(index.header(), &bytes, Some(hash)))
+    }
 }
 
 /// What a scan over a segment's records finds.
@@ -186,36 +201,19 @@ struct Found {
     last_ts: Nanos,
 }
 
-/// Tells the ledger of a segment whose sealing was killed behind the index: nobody has.
-fn owe_sealed(place: &Place, report: &mut RecoveryReport, owed: &Owed) {
-    let sealed = SegmentIndex::open(&place.dir, place.sequence).map_err(io::Error::other).and_then(
-        |index| {
-            let bytes = std::fs::read(place.pcap.with_extension(INDEX))?;
-            let hash = hash_of(&File::open(&place.pcap)?)?;
-            Ok(SealedSegment::new(index.header(), &bytes, Some(hash)))
-        },
-    );
-    match sealed {
-        Ok(sealed) => {
-            report.unfinished += 1;
-            owed.inherit(&SealedFile::of_segment(&sealed).map(Note::Sealed));
-        }
-        Err(error) => report.leave(&place.pcap, &error),
-    }
-}
-
-fn hash_of(mut file: &File) -> io::Result<blake3::Hash> {
+/// The hash of a file's first bytes.
+fn hash_of(mut file: &File, bytes: u64) -> io::Result<blake3::Hash> {
     file.rewind()?;
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(file)?;
+    hasher.update_reader(file.take(bytes))?;
     Ok(hasher.finalize())
 }
 
-/// Seals a segment; `None` where no frame is in it.
 fn recover_segment(
     place: &Place,
     report: &mut RecoveryReport,
-) -> Result<Option<SealedSegment>, ReadError> {
+    owed: &Owed,
+) -> Result<(), ReadError> {
     // Without a usable journal the records still tell where the segment ends.
     let journal = Snapshot::read(&place.journal, None).ok();
     let committed = journal.as_ref().map_or(0, |journal| journal.progress.committed);
@@ -223,15 +221,13 @@ fn recover_segment(
         Ok(reader) => reader,
         // Created, and killed before its header was there.
         Err(ReadError::NotPcap) if committed <= FILE_HEADER_LEN as u64 => {
-            remove_empty(place, report)?;
-            return Ok(None);
+            return Ok(remove_empty(place, report)?);
         }
         Err(error) => return Err(error),
     };
     let found = scan(&reader, committed)?;
     if found.frames == 0 && committed <= FILE_HEADER_LEN as u64 {
-        remove_empty(place, report)?;
-        return Ok(None);
+        return Ok(remove_empty(place, report)?);
     }
     // Notes of frames behind the committed end, too, as far as the frames are there.
     let notes = match &journal {
@@ -267,7 +263,9 @@ fn recover_segment(
         // segment any more, but somebody may still want it.
         keep_aside(&file, found.end, torn, &place.pcap.with_extension(DAMAGED))?;
     }
-    finish_files(&file, &place.pcap, &place.journal, &header, &index, true)?;
+    let sealed = SealedSegment::new(&header, &index, Some(hash_of(&file, found.end)?));
+    let tell = || owed.inherit(&SealedFile::of_segment(&sealed).map(Note::Sealed));
+    finish_files(&file, &place.pcap, &place.journal, &header, &index, true, tell)?;
     report.segments += 1;
     report.frames += found.frames;
     report.bytes += found.end;
@@ -278,7 +276,7 @@ fn recover_segment(
     if found.frames > 0 {
         report.saw(found.last_ts);
     }
-    Ok(Some(SealedSegment::new(&header, &index, Some(hash_of(&file)?))))
+    Ok(())
 }
 
 fn scan(reader: &SegmentReader, committed: u64) -> Result<Found, ReadError> {
@@ -338,17 +336,17 @@ fn recover_sessions(store: &Store, report: &mut RecoveryReport, owed: &Owed) -> 
             report.removed += u64::from(layout::remove_if_there(&path)?);
             continue;
         }
-        match pending.seal() {
+        match pending.seal_and_tell(|file| owed.inherit(&[Note::Sealed(file.clone())])) {
             Ok(Some(sealed)) => {
                 report.live_files += 1;
                 report.rows += sealed.rows;
                 report.torn_bytes += sealed.unread_bytes();
                 report.saw(sealed.last_flushed_at);
-                owed.inherit(&[Note::Sealed(sealed.file)]);
             }
             Ok(None) => report.removed += 1,
             Err(error) => report.leave(&path, &error),
         }
+        report.tell(owed);
     }
     Ok(())
 }

@@ -279,20 +279,23 @@ impl Retiring<'_> {
 
     /// Removes a file and tells of it. Without an extent anything may have been in it.
     fn remove(&mut self, path: &Path, bytes: u64, extent: Option<Extent>) -> bool {
+        let name = self.name_of(path);
+        let (items, first_ts, last_ts) = extent.unwrap_or(ANYTHING);
+        let path_of = name.clone();
+        let file = SealedFile { path: path_of, bytes, blake3: None, items, first_ts, last_ts };
+        // Before it is done: a file that is missing without a word looks like a theft.
+        self.store.owe(&[Note::Retired(file.clone())]);
         if let Err(error) = layout::remove_if_there(path) {
+            self.store.disown(Note::Retired(file));
             self.failure.get_or_insert(error);
             return false;
         }
-        let name = self.name_of(path);
         if extent.is_none() {
             self.retired.said.push(format!(
                 "{name} was removed to keep the budget; it was damaged, so that nobody knows of \
                  which time it was"
             ));
         }
-        let (items, first_ts, last_ts) = extent.unwrap_or(ANYTHING);
-        let file = SealedFile { path: name, bytes, blake3: None, items, first_ts, last_ts };
-        self.store.owe(&[Note::Retired(file.clone())]);
         self.retired.files.push(file);
         true
     }

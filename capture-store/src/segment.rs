@@ -460,14 +460,31 @@ impl FilledSegment {
     ///
     /// # Errors
     /// See [`SealError`], which has the segment for the next try.
-    pub fn seal(mut self, policy: &SealPolicy) -> Result<Option<SealedSegment>, SealError> {
-        match self.seal_files(policy) {
+    pub fn seal(self, policy: &SealPolicy) -> Result<Option<SealedSegment>, SealError> {
+        self.seal_and_tell(policy, |_| ())
+    }
+
+    /// The same, and calls `tell` once it is sealed but for the last step: after a kill in between,
+    /// the recovery tells of it. It may be called again if that step fails and is repeated.
+    ///
+    /// # Errors
+    /// As [`FilledSegment::seal`].
+    pub fn seal_and_tell(
+        mut self,
+        policy: &SealPolicy,
+        tell: impl FnOnce(&SealedSegment),
+    ) -> Result<Option<SealedSegment>, SealError> {
+        match self.seal_files(policy, tell) {
             Ok(sealed) => Ok(sealed),
             Err(source) => Err(SealError { segment: Box::new(self), source }),
         }
     }
 
-    fn seal_files(&mut self, policy: &SealPolicy) -> io::Result<Option<SealedSegment>> {
+    fn seal_files(
+        &mut self,
+        policy: &SealPolicy,
+        tell: impl FnOnce(&SealedSegment),
+    ) -> io::Result<Option<SealedSegment>> {
         let header = self.header;
         let maps = self.maps.take();
         if header.frames == 0 {
@@ -486,9 +503,11 @@ impl FilledSegment {
             None => self.reopen()?,
         };
         let index = index::encode(&header, notes);
+        let sealed = SealedSegment::new(&header, &index, self.pcap_hash);
         let (pcap_path, journal_path) = (&self.pcap_path, &self.journal_path);
-        finish_files(&packets, pcap_path, journal_path, &header, &index, policy.sync)?;
-        Ok(Some(SealedSegment::new(&header, &index, self.pcap_hash)))
+        let tell = || tell(&sealed);
+        finish_files(&packets, pcap_path, journal_path, &header, &index, policy.sync, tell)?;
+        Ok(Some(sealed))
     }
 
     /// Its packets' file and its notes, for another try.
@@ -503,7 +522,8 @@ impl FilledSegment {
 }
 
 /// The steps of sealing that change the directory, in the order that lets a killed one be
-/// repeated: the journal goes last, and where an index is the segment is sealed.
+/// repeated: the journal goes last, and where an index is the segment is sealed. `tell` is called
+/// in front of the last step.
 pub(crate) fn finish_files(
     packets: &File,
     pcap_path: &Path,
@@ -511,12 +531,14 @@ pub(crate) fn finish_files(
     header: &IndexHeader,
     index: &[u8],
     sync: bool,
+    tell: impl FnOnce(),
 ) -> io::Result<()> {
     packets.set_len(header.pcap_len)?;
     if sync {
         packets.sync_all()?;
     }
     layout::write_whole(&pcap_path.with_extension(INDEX), index, sync)?;
+    tell();
     layout::remove_if_there(journal_path)?;
     Ok(())
 }

@@ -372,6 +372,11 @@ impl OwnedStore {
         self.owed.owe(notes);
     }
 
+    /// Takes back what was to be told and did not happen.
+    pub(crate) fn disown(&self, note: Note) {
+        self.owed.settle(&[note]);
+    }
+
     pub(crate) fn owed(&self) -> Arc<Owed> {
         Arc::clone(&self.owed)
     }

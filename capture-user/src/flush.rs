@@ -11,7 +11,7 @@ use capture_flow::join::Joiner;
 use capture_flow::record::SessionRecord;
 use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::ledger::{BlindCause, LedgerLine, LedgerWriter, Note, Silence, imbalances};
-use capture_store::sessions::{CommitError, PendingSeal, SessionLog};
+use capture_store::sessions::{CommitError, PendingSeal, SealedSessions, SessionLog};
 use crossbeam::channel::{Receiver, Sender};
 use tracing::{error, warn};
 
@@ -592,11 +592,16 @@ impl Run {
             }
         }
         for pending in unsealed {
-            match pending.seal() {
+            let ledger = &self.flush.ledger;
+            match pending.seal_and_tell(|file| ledger.owe(&[Note::Sealed(file.clone())])) {
                 Ok(sealed) => {
-                    let note = sealed.map(|sealed| Note::Sealed(sealed.file));
-                    self.flush.ledger.owe(note.as_slice());
-                    self.held_notes.extend(note);
+                    let unread = sealed.as_ref().map_or(0, SealedSessions::unread_bytes);
+                    if unread > 0 {
+                        let name = pending.path().display();
+                        let text = format!("{name}: {unread} bytes are no rows that can be read");
+                        self.held_notes.push(Note::Said { text });
+                    }
+                    self.held_notes.extend(sealed.map(|sealed| Note::Sealed(sealed.file)));
                 }
                 Err(failure) => failed = Some(anyhow::Error::new(failure)),
             }

@@ -85,7 +85,13 @@ impl Run {
             config.sensor.as_deref(),
             config.key.as_deref(),
         )?;
-        let id = RunId::new(started).context("cannot make a name for the run")?;
+        Self::over(store, config, started, sources)
+    }
+
+    fn over(store: OwnedStore, config: &Config, started: Nanos, sources: &[usize]) -> Result<Self> {
+        let unused = |_: &std::io::Error| store.remove_if_unused();
+        let id = RunId::new(started).inspect_err(unused).context("cannot name the run")?;
+        let uid_seed = random_u128().inspect_err(unused).context("cannot read random numbers")?;
         let (notes, notes_out) = unbounded();
         let (news, news_out) = unbounded();
         let (seals, seals_out) = unbounded();
@@ -107,7 +113,7 @@ impl Run {
         }
         let mut flow = config.flow.clone();
         flow.hash_seed = store.identity().hash_seed();
-        flow.uid_seed = random_u128().context("cannot read random numbers")?;
+        flow.uid_seed = uid_seed;
         let workers = (0_u16..).zip(sources);
         let workers: Vec<_> =
             workers.map(|(worker, sources)| Arc::new(Shared::new(worker, *sources))).collect();
@@ -439,4 +445,98 @@ impl FlushThread {
 pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given")
+}
+
+#[cfg(test)]
+mod tests {
+    use capture_flow::frame::IfaceId;
+    use capture_flow::key::{Address, Protocol};
+    use capture_flow::record::{ConnState, History, RowReason, SessionRecord, Side, Uid};
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+    use crate::config::ReplayConfig;
+
+    fn config(store: &std::path::Path) -> Config {
+        let store = store.to_string_lossy();
+        let words = ["stillwired", "replay", "--quiet", "--store", &store, "some.pcap"];
+        match Cli::parse_from(words).command {
+            Command::Replay(args) => ReplayConfig::new(*args).expect("valid").common,
+            _ => panic!("it is a replay"),
+        }
+    }
+
+    fn record() -> SessionRecord {
+        let side = Side {
+            addr: Address::Ip([10, 0, 0, 1].into()),
+            port: 1,
+            l2_addr: None,
+            bytes: None,
+            pkts: 1,
+            ip_bytes: 20,
+            local: None,
+        };
+        SessionRecord {
+            uid: Uid(1),
+            iface: IfaceId(0),
+            ts: Nanos(5),
+            last_ts: Nanos(6),
+            duration: None,
+            orig: side,
+            resp: side,
+            protocol: Protocol::UDP,
+            service: None,
+            detail: None,
+            conn_state: ConnState::S0,
+            history: History::default(),
+            missed_bytes: 0,
+            vlan: None,
+            inner_vlan: None,
+            tunnel_parents: None,
+            direction_certain: true,
+            fragment_overlap: false,
+            join_certain: true,
+            update: 0,
+            reason: RowReason::Timeout,
+            frames: 1,
+            frame_bytes: 60,
+            pcap_first: None,
+            pcap_last: None,
+            flushed_at: Nanos(7),
+        }
+    }
+
+    #[test]
+    fn what_comes_to_be_sealed_after_the_sealer_has_ended_is_sealed_all_the_same() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let run = Run::open(&config(&dir.path().join("store")), Nanos(1), &[1]).expect("a run");
+        let other = RunId::parse("20070202T060000Z-0badcafe").expect("a name");
+        let mut log = SessionLog::new(&run.store, &other, LogPolicy::default());
+        log.append(&record(), "x").expect("room");
+        let (_, pending) = log.close().expect("closed");
+        let tail = pending[0].path().to_owned();
+        // There is no sealer.
+        pending.into_iter().for_each(|pending| run.seals.send(pending).expect("sent"));
+        let flush = run.start_replay_flush(Nanos(1), Arc::default()).expect("a thread");
+        flush.stop(true).expect("everything is written and sealed");
+        assert!(!tail.exists());
+        let ledger = capture_store::ledger::read(run.store.store(), Nanos::MIN, Nanos::MAX);
+        let notes = ledger.expect("readable").lines.into_iter().flat_map(|line| line.notes);
+        let notes: Vec<Note> = notes.collect();
+        let sealed = |note: &Note| matches!(note, Note::Sealed(file) if file.items == 1);
+        assert_eq!(notes.iter().filter(|note| sealed(note)).count(), 1, "{notes:?}");
+        assert!(notes.contains(&Note::CleanStop));
+    }
+
+    #[test]
+    fn a_run_that_gives_up_leaves_no_store_that_it_made() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = dir.path().join("a/store");
+        let run = Run::open(&config(&store), Nanos(1), &[1]).expect("a run");
+        let preparer = run.start_preparer(1 << 20).expect("a segment");
+        assert!(!preparer.stop());
+        run.give_up();
+        assert!(!dir.path().join("a").exists());
+    }
 }

@@ -55,15 +55,13 @@ impl Owed {
         };
         let mut notes = Notes { on_disk: !text.is_empty(), ..Notes::default() };
         for line in whole_lines(&text) {
-            match read(line, &key.public()) {
-                Ok(note) => notes.inherited.push(note),
+            let note = read(line, &key.public()).unwrap_or_else(|why| {
                 // Somebody else wrote it, or a disk has changed it.
-                Err(why) => {
-                    let text = format!("a note that an earlier run left is not believed: {why}");
-                    tracing::warn!("{text}");
-                    notes.inherited.push(Note::Said { text });
-                }
-            }
+                let text = format!("a note that an earlier run left is not believed: {why}");
+                tracing::warn!("{text}");
+                Note::Said { text }
+            });
+            remember(&mut notes.inherited, note);
         }
         let (path, key) = (path.to_owned(), Arc::clone(key));
         Ok(Self { path, key, notes: Mutex::new(notes) })
@@ -72,14 +70,14 @@ impl Owed {
     /// Remembers what the recovery at this start did.
     pub(crate) fn inherit(&self, notes: &[Note]) {
         let mut all = self.lock();
-        all.inherited.extend_from_slice(notes);
+        notes.iter().for_each(|note| remember(&mut all.inherited, note.clone()));
         self.write(&mut all, notes);
     }
 
     /// Remembers what this run did, should it end before a line says so.
     pub(crate) fn owe(&self, notes: &[Note]) {
         let mut all = self.lock();
-        all.own.extend_from_slice(notes);
+        notes.iter().for_each(|note| remember(&mut all.own, note.clone()));
         self.write(&mut all, notes);
     }
 
@@ -88,7 +86,7 @@ impl Owed {
         self.lock().inherited.clone()
     }
 
-    /// Forgets what stands in the ledger now.
+    /// Forgets what stands in the ledger now, or did not happen after all.
     pub(crate) fn settle(&self, written: &[Note]) {
         let mut all = self.lock();
         if !all.on_disk && all.own.is_empty() && all.inherited.is_empty() {
@@ -132,6 +130,19 @@ impl Owed {
 
     fn lock(&self) -> MutexGuard<'_, Notes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes a note in. What is told again, since the first time was perhaps followed by a kill, is
+/// told once; and a recovery's report, which is told as it goes on, as it was at last.
+fn remember(notes: &mut Vec<Note>, note: Note) {
+    let is_same = |known: &Note| match (known, &note) {
+        (Note::Recovered(known), Note::Recovered(now)) => known.recovered_at == now.recovered_at,
+        _ => *known == note,
+    };
+    match notes.iter().position(is_same) {
+        Some(place) => notes[place] = note,
+        None => notes.push(note),
     }
 }
 

@@ -303,3 +303,38 @@ fn end_of(tail: &[u8], key: &PublicKey) -> (Option<End>, bool) {
     let torn = Some(last.len() as u64);
     (Some(End { seq, hash, torn, forged: false, notes }), certain)
 }
+
+#[cfg(test)]
+mod tests {
+    use capture_flow::time::Nanos;
+
+    use super::*;
+    use crate::store::RunId;
+
+    fn line(interval: u64) -> LedgerLine {
+        let run = RunId::parse("20070202T000000Z-00000001").unwrap();
+        LedgerLine::new("test", &run, interval, Nanos(0), Nanos(1))
+    }
+
+    #[test]
+    fn a_line_that_failed_can_be_given_again_once_the_disk_takes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = OwnedStore::open_or_create(&dir.path().join("store"), Some("test")).unwrap();
+        let mut writer = LedgerWriter::open(&store).unwrap();
+        let head = writer.append(&mut line(0)).unwrap();
+        let day = store.layout().ledger_day("test", Nanos(1));
+        let full = OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
+        writer.open = Some((day.clone(), full));
+        let mut second = line(1);
+        assert!(writer.append(&mut second).is_err());
+        assert_eq!(writer.head(), head);
+        // What the disk took of it and did not give back.
+        let mut text = std::fs::read(&day).unwrap();
+        text.extend_from_slice(b"{\"v\":1,\"se");
+        std::fs::write(&day, &text).unwrap();
+        writer.append(&mut second).unwrap();
+        assert_eq!((second.seq, second.prev.as_str()), (1, head.as_str()));
+        let text = std::fs::read_to_string(&day).unwrap();
+        assert_eq!(text.lines().count(), 3, "the torn line is one of its own: {text}");
+    }
+}

@@ -119,6 +119,19 @@ impl PendingSeal {
     /// # Errors
     /// See [`SealSessionsError`].
     pub fn seal(&self) -> Result<Option<SealedSessions>, SealSessionsError> {
+        self.seal_and_tell(|_| ())
+    }
+
+    /// The same, and calls `tell` once it is sealed but for the open tail, which still lies there:
+    /// after a kill in between, the recovery tells of it. It may be called again if that step fails
+    /// and is repeated.
+    ///
+    /// # Errors
+    /// See [`SealSessionsError`].
+    pub fn seal_and_tell(
+        &self,
+        tell: impl FnOnce(&SealedFile),
+    ) -> Result<Option<SealedSessions>, SealSessionsError> {
         let io = |source| SealSessionsError::Io { path: self.path.clone(), source };
         let content =
             File::open(&self.path).and_then(|mut file| live::read(&mut file)).map_err(io)?;
@@ -156,20 +169,22 @@ impl PendingSeal {
             let _ = layout::remove_if_there(&temporary);
         })?;
         layout::sync_dir(&dir).map_err(io)?;
+        let file = SealedFile {
+            path: self.within_store(&target),
+            bytes,
+            blake3: Some(hash.to_hex().to_string()),
+            items: rows.num_rows() as u64,
+            first_ts,
+            last_ts,
+        };
+        tell(&file);
         if content.damaged_bytes == 0 {
             layout::remove_if_there(&self.path).map_err(io)?;
         } else {
             self.keep_aside().map_err(io)?;
         }
         Ok(Some(SealedSessions {
-            file: SealedFile {
-                path: self.within_store(&target),
-                bytes,
-                blake3: Some(hash.to_hex().to_string()),
-                items: rows.num_rows() as u64,
-                first_ts,
-                last_ts,
-            },
+            file,
             rows: rows.num_rows() as u64,
             torn_bytes: content.torn_bytes,
             damaged_bytes: content.damaged_bytes,

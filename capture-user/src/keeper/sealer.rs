@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use capture_store::OwnedStore;
 use capture_store::ledger::{Note, SealedFile};
-use capture_store::segment::{FilledSegment, SealPolicy};
+use capture_store::segment::{FilledSegment, SealPolicy, SealedSegment};
 use capture_store::sessions::{PendingSeal, SealSessionsError, SealedSessions};
 use crossbeam::channel::{Receiver, Sender};
 use tracing::{error, warn};
@@ -195,17 +195,22 @@ impl Sealing {
     /// Seals a file, or gives it back with the reason.
     fn seal(&self, file: Unsealed) -> Result<(), Refused> {
         match file {
-            Unsealed::Segment(segment) => match segment.seal(&self.policy) {
-                Ok(sealed) => {
-                    self.sealed(sealed.iter().flat_map(SealedFile::of_segment).collect());
-                    Ok(())
+            Unsealed::Segment(segment) => {
+                let owe = |sealed: &SealedSegment| self.owe(&SealedFile::of_segment(sealed));
+                match segment.seal_and_tell(&self.policy, owe) {
+                    Ok(sealed) => {
+                        self.sealed(sealed.iter().flat_map(SealedFile::of_segment).collect());
+                        Ok(())
+                    }
+                    Err(failure) => {
+                        let cause = crate::chain(&failure);
+                        Err(Refused { file: Unsealed::Segment(failure.segment), cause })
+                    }
                 }
-                Err(failure) => {
-                    let cause = crate::chain(&failure);
-                    Err(Refused { file: Unsealed::Segment(failure.segment), cause })
-                }
-            },
-            Unsealed::Sessions(pending) => match pending.seal() {
+            }
+            Unsealed::Sessions(pending) => match pending.seal_and_tell(|file| {
+                self.owe(std::slice::from_ref(file));
+            }) {
                 Ok(sealed) => {
                     let unread = sealed.as_ref().map_or(0, SealedSessions::unread_bytes);
                     if unread > 0 {
@@ -230,14 +235,17 @@ impl Sealing {
         }
     }
 
-    /// Has the ledger told of sealed files: by this run's next line, or else by a later run's.
-    fn sealed(&self, files: Vec<SealedFile>) {
-        if files.is_empty() {
-            return;
-        }
+    /// Has the ledger told of sealed files by a later run, should this one be killed.
+    fn owe(&self, files: &[SealedFile]) {
         let notes: Vec<Note> = files.iter().cloned().map(Note::Sealed).collect();
         self.store.owe(&notes);
-        let _ = self.news.send(KeeperNews::Sealed(files));
+    }
+
+    /// Has the ledger told of sealed files by this run's next line.
+    fn sealed(&self, files: Vec<SealedFile>) {
+        if !files.is_empty() {
+            let _ = self.news.send(KeeperNews::Sealed(files));
+        }
     }
 
     fn say(&self, text: String) {
