@@ -14,7 +14,7 @@ use capture_store::ledger::{LedgerLine, LedgerWriter, Note, SealedFile};
 use capture_store::pcap::{RECORD_HEADER_LEN, SegmentReader};
 use capture_store::retention::{Budgets, Retention, Retired};
 use capture_store::segment::{ActiveSegment, SealPolicy, SegmentSpec, prepare};
-use capture_store::{OwnedStore, RunId};
+use capture_store::{OwnedStore, Provenance, RunId, RunTag};
 use proptest::prelude::*;
 
 const QUICK: SealPolicy = SealPolicy { sync: false, hash: true };
@@ -318,6 +318,44 @@ fn what_is_kept_aside_survives_a_recovery_that_is_killed() {
     fs::write(&journal, before).unwrap();
     assert_eq!(small_store(dir.path()).recovery().frames, 1);
     assert_eq!(fs::read(&aside).unwrap(), kept);
+}
+
+/// Whose segment it is can be read while it is open, once it is sealed, and after recovery; one that
+/// does not say so says nothing.
+#[test]
+fn a_segment_says_whose_it_is() {
+    let known = Provenance { run: Some(run_tag("a-run")), vlan_in_key: Some(true) };
+    for (provenance, snaplen) in [(known, 65_535), (Provenance::default(), 262_144)] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = small_store(dir.path());
+        let worker = store.layout().worker(3);
+        fs::create_dir_all(&worker).unwrap();
+        let spec = SegmentSpec { provenance, snaplen, ..spec() };
+        let said = |sequence: u64| {
+            let header = SegmentIndex::read_header(&worker, sequence).unwrap();
+            assert_eq!(&header, SegmentIndex::open(&worker, sequence).unwrap().header());
+            assert_eq!((header.worker, header.snaplen), (3, snaplen));
+            header.provenance
+        };
+        for sequence in [1, 2] {
+            let mut segment = prepare(&worker, sequence, &spec).unwrap().activate();
+            fill(&mut segment, &[(60, 7)]);
+            segment.publish();
+            assert_eq!(said(sequence), provenance);
+            if sequence == 1 {
+                segment.finish().seal(&QUICK).unwrap();
+                assert_eq!(said(sequence), provenance);
+            }
+        }
+        drop(store);
+        assert_eq!(small_store(dir.path()).recovery().segments, 1);
+        assert_eq!(said(2), provenance);
+    }
+    assert_ne!(run_tag("a-run"), run_tag("another"));
+}
+
+fn run_tag(name: &str) -> RunTag {
+    RunId::parse(name).unwrap().tag()
 }
 
 #[test]
