@@ -51,7 +51,11 @@ impl Files {
             !self.whole.contains_key(&file.path)
                 && wrong.is_none_or(|problem| *problem == FileProblem::Missing)
         };
-        let due: Vec<&SealedFile> = vouched.present().filter(is_due).collect();
+        // One whose removal was cut short by a kill may still be there.
+        let is_there = |file: &&SealedFile| {
+            !vouched.is_retired(&file.path) || self.there.contains_key(&file.path)
+        };
+        let due: Vec<&SealedFile> = vouched.sealed().filter(is_there).filter(is_due).collect();
         let progress = Bytes::new("verifying files", due.iter().map(|file| file.bytes).sum());
         let next = AtomicUsize::new(0);
         let outcomes = Mutex::new(Vec::with_capacity(due.len()));
@@ -98,7 +102,7 @@ impl Files {
     pub(super) fn settle(&mut self, store: &Store, vouched: &Vouched) {
         // What is gone now and was not retired shows as missing below.
         let _ = self.list(store);
-        self.wrong.retain(|path, _| !vouched.is_retired(path));
+        self.wrong.retain(|path, problem| !is_gone(path, problem, vouched));
         self.check(store, vouched);
     }
 
@@ -110,7 +114,7 @@ impl Files {
         report: &mut Report,
         findings: &mut Findings,
     ) {
-        self.wrong.retain(|path, _| !vouched.is_retired(path));
+        self.wrong.retain(|path, problem| !is_gone(path, problem, vouched));
         for path in vouched.sealed_again() {
             let what = "it was sealed again with another content: a changed file was put where a \
                         recovery takes it for an unsealed one";
@@ -132,7 +136,12 @@ impl Files {
         report.bytes = self.whole.values().fold(0, |sum, bytes| sum.saturating_add(*bytes));
         let standing = Standing::of(vouched, head, report.in_use, self.set_aside);
         for (path, bytes) in &self.there {
-            if vouched.get(path).is_some() && !vouched.is_retired(path) {
+            if vouched.get(path).is_some() {
+                if vouched.is_retired(path) && self.whole.contains_key(path) && !report.in_use {
+                    report.declared.push(format!(
+                        "{path} is still there: it was to be removed to keep a budget"
+                    ));
+                }
                 continue;
             }
             let Some(bytes) = *bytes else {
@@ -208,6 +217,11 @@ impl<'a> Standing<'a> {
             (Kind::FileUnknown, UNKNOWN)
         })
     }
+}
+
+/// Whether a file is missing because the sensor has removed it.
+fn is_gone(path: &str, problem: &FileProblem, vouched: &Vouched) -> bool {
+    *problem == FileProblem::Missing && vouched.is_retired(path)
 }
 
 /// Whether a name is one of a file that is still being written.

@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 
-use capture_flow::time::Nanos;
+use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::RunId;
 use capture_store::ledger::{Head, LedgerLine, Note};
 use capture_store::recover::RecoveryReport;
-use capture_store::time::to_rfc3339;
+use capture_store::time::{now, to_rfc3339};
 
 use super::{Finding, Findings, Kind, Report};
+
+/// A running capture writes a line at least every ten seconds; this long without one is too long.
+const STALLED: NanosDelta = NanosDelta::from_secs(60);
 
 /// What is known of one run.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ struct Run {
     /// What it was bound to.
     identity: Option<String>,
     to: Nanos,
+    /// When its last line was written, if it is a capture: those write a line every ten seconds.
+    capture_written_at: Option<Nanos>,
     first_place: String,
     last_place: String,
     /// Whether it found files that an earlier run had left open.
@@ -61,6 +66,7 @@ impl Runs {
             begun: false,
             identity: None,
             to: line.to,
+            capture_written_at: None,
             first_place: String::new(),
             last_place: String::new(),
             recovered: false,
@@ -74,6 +80,7 @@ impl Runs {
         if line.seq >= run.last_seq {
             run.last_seq = line.seq;
             run.to = line.to;
+            run.capture_written_at = (line.mode == "capture").then_some(line.written_at);
             place.clone_into(&mut run.last_place);
         }
         if clean {
@@ -117,7 +124,15 @@ impl Runs {
                      there",
                     run.last_place
                 ));
-            } else if !report.in_use {
+            } else if report.in_use {
+                if run.capture_written_at.is_some_and(|at| now() - at > STALLED) {
+                    let what = format!(
+                        "a process holds the store, but run {id} has written no line since {at}: \
+                         its sensor hangs, or the end was cut off and somebody else holds the lock"
+                    );
+                    findings.add(Kind::End, &run.last_place, what);
+                }
+            } else {
                 let what = format!(
                     "the ledger ends at {at} without a clean stop of run {id}: the sensor was \
                      killed, or the end was cut off"

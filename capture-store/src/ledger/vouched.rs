@@ -155,6 +155,11 @@ impl Vouched {
         self.retired.len() as u64
     }
 
+    /// Every file that was ever sealed, with what the ledger says about it.
+    pub fn sealed(&self) -> impl Iterator<Item = &SealedFile> {
+        self.files.values()
+    }
+
     /// The files that must be there, by path.
     pub fn present(&self) -> impl Iterator<Item = &SealedFile> {
         self.files.values().filter(|file| !self.is_retired(&file.path))

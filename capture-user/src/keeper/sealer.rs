@@ -64,7 +64,10 @@ impl Sealer {
         let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new()
             .name("sealer".to_owned())
-            .spawn(move || sealing.run(&stopped, &mut after))
+            .spawn(move || {
+                step_back();
+                sealing.run(&stopped, &mut after);
+            })
             .context("cannot start the thread that seals segments")?;
         lanes.iter().for_each(|lane| lane.wakes(thread.thread()));
         Ok(Self { stop, unsealed, thread })
@@ -91,6 +94,17 @@ impl Sealer {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         !self.thread.is_finished()
+    }
+}
+
+/// Hashing and indexing can wait, the wire cannot: where cores are scarce, workers come first.
+/// Of a core that a worker wants for itself a quarter is left: with less, segments would pile up
+/// unsealed under a flood.
+fn step_back() {
+    const NICE: i32 = 5;
+    // `None` is the calling thread, on Linux.
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        warn!("sealing keeps the priority of capturing: {error}");
     }
 }
 
