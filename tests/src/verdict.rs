@@ -25,6 +25,18 @@ impl Moment {
         Self(self.0 + u128::from(millis) * 1_000_000)
     }
 
+    /// So much earlier.
+    #[must_use]
+    pub fn minus(self, millis: u64) -> Self {
+        Self(self.0.saturating_sub(u128::from(millis) * 1_000_000))
+    }
+
+    /// Nanoseconds since 1970.
+    #[must_use]
+    pub fn nanos(self) -> u64 {
+        u64::try_from(self.0).unwrap_or(u64::MAX)
+    }
+
     /// As `--from` and `--to` take it.
     #[must_use]
     pub fn text(self) -> String {

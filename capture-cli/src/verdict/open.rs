@@ -96,8 +96,10 @@ pub(super) fn open_until(row: &Row, runs: &Runs) -> Nanos {
         // It only waits for strays.
         None
     } else if !row.is_final {
-        // Nothing is known of it but that it had not ended while the sensor ran.
-        runs.end_of(row.flushed_at)
+        // Nothing is known of it but that it had not ended while the sensor ran. What came of it
+        // will be logged if the sensor still does; else only a connection is more than its frames.
+        let end = runs.end_of(row.flushed_at);
+        end.filter(|end| *end == Nanos::MAX || is_unclosed(row))
     } else if &*row.end_reason == "timeout" && is_unclosed(row) {
         // It was written down when its idle limit had passed.
         Some(row.flushed_at)

@@ -1,0 +1,141 @@
+//! The truth run: a wire under changing load and random faults, and a judge that knows what was sent.
+//!
+//! `STILLWIRE_TRUTH_SECONDS` and `STILLWIRE_TRUTH_WINDOWS` make it as long as one likes.
+
+use std::fs::File;
+use std::io::Write;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use stillwire_tests::blind::detach;
+use stillwire_tests::traffic::{Frames, Pace};
+use stillwire_tests::verdict::{Span, rest};
+use stillwire_tests::{Program, Wire, sensor};
+
+/// A number from the environment.
+fn setting(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+/// Time between two faults, to be asked about as clean.
+const CLEAN: u64 = 9_000;
+
+/// What the sensor runs with: rings that an overload fills, and rows every second.
+const ARGS: [&str; 14] = [
+    "--ring-size",
+    "1024",
+    "--interim",
+    "1s",
+    "--fragment-timeout",
+    "1s",
+    "--ledger-interval",
+    "500ms",
+    "--packet-budget",
+    "1GiB",
+    "--segment-size",
+    "16MiB",
+    "--silence-limit",
+    "10s",
+];
+
+/// Does something to the wire or the sensor that it may not survive.
+fn fault(number: u64, wire: &Wire, program: Program, store: &std::path::Path) -> Result<Program> {
+    match number % 5 {
+        0 => {
+            let flood = Frames { count: 150_000, bytes: 1514, flows: 50, pace: Pace::Flood };
+            // Others send as well, so the interface's counters are not trafgen's.
+            flood.start(wire)?.program.wait()?.success()?;
+        }
+        1 => {
+            program.signal(Signal::STOP)?;
+            rest(1_200);
+            program.signal(Signal::CONT)?;
+        }
+        2 => {
+            program.kill()?;
+            return sensor::capture(wire, store, &ARGS);
+        }
+        3 => detach(wire)?,
+        _ => {
+            wire.sender.run("ip", &["link", "set", Wire::SENDER, "down"])?;
+            rest(400);
+            wire.sender.run("ip", &["link", "set", Wire::SENDER, "up"])?;
+        }
+    }
+    Ok(program)
+}
+
+fn judged(command: &mut Command) -> Result<Value> {
+    let said = stillwire_tests::netns::run(command)?;
+    serde_json::from_str(&said).with_context(|| said)
+}
+
+#[test]
+fn no_verdict_denies_what_was_sent() -> Result<()> {
+    let seconds = setting("STILLWIRE_TRUTH_SECONDS", 50);
+    let windows = setting("STILLWIRE_TRUTH_WINDOWS", 1_000);
+    let seed = setting("STILLWIRE_TRUTH_SEED", 1);
+    let (wire, dir) = (Wire::new()?, sensor::store_dir()?);
+    let store = dir.path().join("store");
+    let path = |name: &str| dir.path().join(name);
+    let programs = concat!(env!("CARGO_MANIFEST_DIR"), "/programs");
+    let judge = |live: bool| -> Result<Command> {
+        let mut command = Command::new("python3");
+        command.arg(format!("{programs}/truth")).arg(sensor::binary("stillwire")?).arg(&store);
+        command.args([path("needles"), path("faults")]);
+        command.args([windows.to_string(), seed.to_string()]);
+        if live {
+            command.arg(path("over"));
+        }
+        Ok(command)
+    };
+
+    let mut program = sensor::capture(&wire, &store, &ARGS)?;
+    // What may happen until a sensor that starts has seen to everything is a fault's time as well.
+    let mut faults = File::create(path("faults"))?;
+    let mut note = |span: Span| -> Result<()> {
+        writeln!(faults, "{}", json!({"from": span.from.nanos(), "to": span.to.nanos()}))?;
+        Ok(())
+    };
+    let begin = Span::lasting(500);
+    note(Span { from: begin.from.minus(60_000), ..begin })?;
+    let mut needles = wire.sender.command("python3");
+    needles.arg(format!("{programs}/needles")).args([Wire::SENDER, &seconds.to_string()]);
+    let mut needles = Program::start(needles.arg(seed.to_string()).arg(path("needles")))?;
+    // A second judge asks all the time, about moments just past.
+    let asking = Program::start(&mut judge(true)?)?;
+    let begun = Instant::now();
+    let mut number = seed;
+    while begun.elapsed() + Duration::from_millis(CLEAN) < Duration::from_secs(seconds) {
+        rest(CLEAN);
+        let (span, survivor) = Span::of(|| fault(number, &wire, program, &store))?;
+        program = survivor;
+        note(span)?;
+        number += 1;
+    }
+    while needles.runs()? {
+        rest(100);
+    }
+    rest(2_000);
+    File::create(path("over"))?;
+    let live: Value = serde_json::from_str(&asking.wait()?.success()?)?;
+    let (end, _) = Span::of(|| program.interrupt()?.success())?;
+    note(Span { to: end.to.plus(60_000), ..end })?;
+
+    let rest = judged(&mut judge(false)?)?;
+    println!("while it ran: {live:#}\nat rest: {rest:#}");
+    let count = |json: &Value, name: &str| json[name].as_u64().unwrap_or(0);
+    for said in [&live, &rest] {
+        ensure!(said["wrong"].as_array().is_some_and(Vec::is_empty), "denied: {said:#}");
+    }
+    ensure!(count(&live, "asked") > 10 && count(&rest, "asked") >= windows, "too few: {rest:#}");
+    ensure!(count(&rest, "with a frame that matches") > windows / 20, "nothing to deny: {rest:#}");
+    let (clean, absent) = (count(&rest, "clean"), count(&rest, "clean and absent"));
+    ensure!(clean > windows / 50, "hardly a clean window: {rest:#}");
+    ensure!(count(&rest, "stalled") * 2 <= clean, "the sensor says that it hardly ran: {rest:#}");
+    ensure!(absent * 100 >= clean * 99, "{absent} of {clean} clean windows are proven: {rest:#}");
+    Ok(())
+}
