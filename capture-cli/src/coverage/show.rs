@@ -257,6 +257,9 @@ fn gaps(sensor: &Coverage, clock: &Clock, look: &Look, out: &mut impl Write) -> 
         if gap.frames_lost > 0 {
             write!(out, " ({} frames)", gap.frames_lost)?;
         }
+        if gap.packets_only {
+            write!(out, " (the sessions are complete)")?;
+        }
         writeln!(out)?;
     }
     let more = sensor.gaps.len().saturating_sub(LISTED);
