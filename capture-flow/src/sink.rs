@@ -38,6 +38,8 @@ pub struct SessionUpdate {
     pub start: Nanos,
     /// Zeek's last_time: `start` plus the duration.
     pub last_time: Nanos,
+    /// When it is over unless another frame comes before.
+    pub due: Nanos,
     /// Payload bytes of originator and responder, also where the row leaves them unset.
     pub bytes: [u64; 2],
     /// When the letters of the history were written.

@@ -3,9 +3,22 @@
 use crate::key::Protocol;
 use crate::record::{RowReason, SessionRecord, Uid};
 use crate::sink::SessionUpdate;
-use crate::time::Nanos;
+use crate::time::{Nanos, NanosDelta};
 
 use super::merge::{merge_directions, merge_in_turn};
+
+/// How much later than a conversation seemed to be over a half may go on in answer to a frame of the
+/// other that is in no row yet.
+const ANSWER: NanosDelta = NanosDelta::from_secs(1);
+
+/// Whether a conversation is followed by another one on the same ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Followed {
+    No,
+    /// It was just over when the frame came, unless another one, not yet told of, came before.
+    Perhaps,
+    Yes,
+}
 
 /// One direction of a conversation. One worker has one session of it after the other, and where
 /// frames go to another worker from some moment on, several have one at once.
@@ -77,6 +90,8 @@ pub(super) struct Conversation {
     pub(super) due: Option<Nanos>,
     /// When its last known half ended.
     pub(super) ended: Nanos,
+    /// Whether what belongs to it could not be told.
+    pub(super) is_doubted: bool,
     /// Whether a row holds everything known.
     pub(super) reported: bool,
     /// Tells this conversation from an earlier one under the same key.
@@ -98,6 +113,14 @@ pub(super) struct Interrupted {
 impl Conversation {
     pub(super) fn is_joined(&self) -> bool {
         self.directions.iter().all(Option::is_some)
+    }
+
+    /// Whether a half that is over as far as is known can turn out to go on, or to be there at all:
+    /// one that fell silent for its idle limit may have spoken again before the other one's ended,
+    /// and shows that only with its next row.
+    pub(super) fn may_go_on(&self) -> bool {
+        let mut parts = self.directions.iter().flatten().flat_map(|direction| &direction.parts);
+        !self.is_joined() || parts.any(|part| part.record.reason == RowReason::Timeout)
     }
 
     /// Whether a half that was known once is forgotten and not over.
@@ -123,14 +146,28 @@ impl Conversation {
         }
     }
 
-    /// Whether an update begins the next conversation on the same ends: every half of this one
-    /// is over, and the update's half begins with a SYN of its own. While a half is alive its
-    /// totals cannot be told apart, and the conversation goes on.
-    pub(super) fn is_followed_by(&self, sender: usize, update: &SessionUpdate) -> bool {
-        let new =
-            self.directions[sender].as_ref().is_some_and(|known| !known.knows(update.record.uid));
-        let opens = update.record.history.as_str().starts_with(['S', 's']);
-        new && opens && self.directions.iter().flatten().all(Direction::is_final)
+    /// What an update of a session that is not known yet is to this conversation: one worker would
+    /// have taken its first frame for the conversation's if that was still alive then. While a half
+    /// is alive its totals cannot be told apart, and the conversation goes on.
+    pub(super) fn is_followed_by(&self, sender: usize, update: &SessionUpdate) -> Followed {
+        let mut parts = self.directions.iter().flatten().flat_map(|direction| &direction.parts);
+        let is_alive = |part: &SessionUpdate| {
+            !part.record.reason.is_final() || part.record.uid == update.record.uid
+        };
+        if parts.any(is_alive) {
+            return Followed::No;
+        }
+        // Another SYN of one side, once all is over, is never the same session's.
+        let again = self.directions[sender].is_some();
+        if again && update.record.history.as_str().starts_with(['S', 's']) {
+            return Followed::Yes;
+        }
+        let parts = self.directions.iter().flatten().flat_map(|direction| &direction.parts);
+        match parts.map(|part| part.due).max() {
+            Some(due) if update.record.ts > due + ANSWER => Followed::Yes,
+            Some(due) if update.record.ts >= due => Followed::Perhaps,
+            _ => Followed::No,
+        }
     }
 
     /// Why it is over, or [`RowReason::Interim`] if it is not.
@@ -163,6 +200,7 @@ impl Conversation {
             }
             [None, None] => return None,
         };
+        record.join_certain &= !self.is_doubted;
         record.uid = *self.uid.get_or_insert(record.uid);
         record.update = self.update;
         self.update = self.update.saturating_add(1);

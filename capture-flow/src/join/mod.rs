@@ -14,7 +14,7 @@ use crate::record::{RowReason, SessionRecord, Uid};
 use crate::sink::SessionUpdate;
 use crate::time::{Nanos, NanosDelta};
 
-use conversation::{Conversation, Direction, Interrupted};
+use conversation::{Conversation, Direction, Followed, Interrupted};
 
 /// Bounds of a [`Joiner`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +25,9 @@ pub struct JoinConfig {
     /// clock.
     pub wait: NanosDelta,
     /// How long half a session that is over may wait for its other half before that row is its
-    /// last: a little longer than the idle limit of an unanswered session and than the interim
-    /// interval, within which the other half must show itself.
+    /// last, and a session of which a half fell silent for that half to go on: a little longer than
+    /// the idle limit of an unanswered session and than the interim interval, within which a half
+    /// must show itself.
     pub linger: NanosDelta,
     /// Conversations held at once, in up to two kilobytes each. Those of which one half alone is
     /// known are let go first. Of sixteen times as many that went on it is remembered under which
@@ -131,8 +132,12 @@ impl Joiner {
             out(self.renumber(update.record));
             return;
         };
-        if self.held.get(&flow).is_some_and(|held| held.is_followed_by(sender, &update)) {
-            self.let_go(flow, now, out);
+        if let Some(known) = self.held.get_mut(&flow) {
+            match known.is_followed_by(sender, &update) {
+                Followed::No => {}
+                Followed::Perhaps => known.is_doubted = true,
+                Followed::Yes => self.let_go(flow, now, out),
+            }
         }
         if !self.held.contains_key(&flow) {
             self.make_room(now, out);
@@ -153,6 +158,7 @@ impl Joiner {
                 before,
                 due: None,
                 ended: now,
+                is_doubted: false,
                 reported: false,
                 serial,
             };
@@ -280,9 +286,8 @@ impl Joiner {
         }
         conversation.due = None;
         let mut reason = conversation.end_reason();
-        let both = conversation.is_joined();
         let last = conversation.ended + self.config.linger;
-        if reason.is_final() && !both && now < last {
+        if reason.is_final() && conversation.may_go_on() && now < last {
             reason = RowReason::Interim;
             conversation.due = Some(last);
             self.looks[LINGERING].push_back((last, flow, serial));
@@ -315,10 +320,19 @@ impl Joiner {
         }
     }
 
-    /// Keeps the number of conversations within bounds: the oldest goes with what is known, one of
-    /// which half is known before one that was joined.
+    /// Keeps the number of conversations within bounds: the oldest goes with what is known, one that
+    /// lingers before one of which half is known, and that before one that was joined.
     fn make_room(&mut self, now: Nanos, out: &mut impl FnMut(SessionRecord)) {
         while self.held.len() >= self.config.capacity.max(1) {
+            // Those that are over as far as is known lose least.
+            if let Some((due, flow, serial)) = self.looks[LINGERING].pop_front() {
+                let lingers = |held: &Conversation| held.serial == serial && held.due == Some(due);
+                if self.held.get(&flow).is_some_and(lingers) {
+                    self.stats.evicted += 1;
+                    self.let_go(flow, now, out);
+                }
+                continue;
+            }
             let Some((queue, (flow, serial))) = self.next_to_go() else { return };
             let known = self
                 .held

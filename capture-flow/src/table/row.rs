@@ -25,6 +25,7 @@ impl<M: Memory> Core<M> {
         let last_ts = self.last_ts(slot);
         let pcap_last = self.pcap_last(slot);
         let flow = self.hash(slot);
+        let due = self.due(slot);
         let hot = &mut self.hot[slot as usize];
         let cold = &mut self.cold[slot as usize];
         let kind = Kind::of(hot.class);
@@ -113,6 +114,7 @@ impl<M: Memory> Core<M> {
             flow,
             start: cold.start,
             last_time: hot.last_time,
+            due,
             bytes,
             letter_times: cold.letter_times,
             half,
