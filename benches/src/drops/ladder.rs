@@ -4,12 +4,13 @@ use anyhow::Result;
 
 use super::plan::Plan;
 use super::progress::Progress;
+use super::record::Record;
 use super::stop;
-use super::trial::{self, Task, Trial};
+use super::trial::Task;
 
 /// Measures every subject at every rate, as often as there are runs. The subjects take turns, and
 /// each run begins with another one: whatever changes on the machine meanwhile meets all alike.
-pub(super) fn run(plan: &Plan, progress: &Progress, done: &mut Vec<Trial>) -> Result<()> {
+pub(super) fn run(plan: &Plan, progress: &Progress, record: &mut Record) -> Result<()> {
     for run in 1..=plan.runs {
         for (step, rate) in plan.rates.iter().enumerate() {
             let first = (run as usize - 1 + step) % plan.subjects.len();
@@ -19,9 +20,7 @@ pub(super) fn run(plan: &Plan, progress: &Progress, done: &mut Vec<Trial>) -> Re
                     return Ok(());
                 }
                 let task = Task { subject, rate: *rate, extent: plan.extent, run };
-                let trial = trial::run(plan, task, progress)?;
-                progress.done(&trial);
-                done.push(trial);
+                record.measure(plan, task, progress)?;
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The link under test: what the generator sends on it, and what the kernel counts there.
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -130,6 +131,8 @@ impl Line {
         command.args(["--cpu-list", &cores.join(",")]).args(line);
         // Colours would split the words that we wait for.
         command.env("NO_COLOR", "1");
+        // Ctrl-C at the terminal is for the bench, which ends its subjects in order.
+        command.process_group(0);
         command
     }
 

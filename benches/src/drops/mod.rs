@@ -11,6 +11,7 @@ mod object;
 mod plan;
 mod progress;
 mod rate;
+mod record;
 mod report;
 mod running;
 mod search;
@@ -33,6 +34,7 @@ pub(crate) use traffic::write_frames;
 use args::Mode;
 use plan::Plan;
 use progress::Progress;
+use record::Record;
 use report::Report;
 
 /// Runs the measurement.
@@ -45,14 +47,14 @@ pub(crate) fn run(args: &DropsArgs) -> Result<ExitCode> {
     if cfg!(debug_assertions) {
         progress.say("this is a debug build: the figures of `bare` are worth nothing");
     }
-    let (mut trials, mut found) = (Vec::new(), Vec::new());
+    let mut record = Record::default();
     let outcome = match plan.mode {
-        Mode::Ladder | Mode::Soak => ladder::run(&plan, &progress, &mut trials),
-        Mode::Search => search::run(&plan, &progress, &mut trials, &mut found),
+        Mode::Ladder | Mode::Soak => ladder::run(&plan, &progress, &mut record),
+        Mode::Search => search::run(&plan, &progress, &mut record),
     };
     progress.end();
     // What was measured before something went wrong is worth keeping.
-    let report = Report::new(&plan, begun, trials, found);
+    let report = Report::new(&plan, begun, record);
     if !plan.quiet {
         report::print(&report);
     }
@@ -66,5 +68,6 @@ pub(crate) fn run(args: &DropsArgs) -> Result<ExitCode> {
         report::draw(report.lines(), &report.title(), path)?;
     }
     outcome?;
-    Ok(if stop::asked() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let complete = report.failures().is_empty() && !stop::asked();
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -79,8 +79,7 @@ impl<'a> Running<'a> {
                 let now = self.line.listeners()?;
                 let listens = now.sockets > before.sockets || (now.xdp && !before.xdp);
                 Ok(listens.then_some(()))
-            })
-            .with_context(|| program.stderr().unwrap_or_default())?,
+            })?,
         }
         let harvest = part.harvest(self.plan.soak);
         self.members.push(Member { part, dir, program, collector, harvest });

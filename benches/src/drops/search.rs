@@ -6,9 +6,10 @@ use serde::Serialize;
 use super::plan::Plan;
 use super::progress::Progress;
 use super::rate::Rate;
+use super::record::Record;
 use super::stop;
 use super::subject::Subject;
-use super::trial::{self, Task, Trial};
+use super::trial::Task;
 
 /// Steps at most. The interval is halved in each, so this many find any resolution there is.
 const STEPS: u32 = 24;
@@ -34,12 +35,7 @@ pub(crate) struct Throughput {
 
 /// Searches for every subject, as often as there are runs. Within a run the subjects take turns
 /// step by step: whatever changes on the machine meanwhile meets all alike.
-pub(super) fn run(
-    plan: &Plan,
-    progress: &Progress,
-    done: &mut Vec<Trial>,
-    found: &mut Vec<Throughput>,
-) -> Result<()> {
+pub(super) fn run(plan: &Plan, progress: &Progress, record: &mut Record) -> Result<()> {
     for run in 1..=plan.runs {
         let mut searches: Vec<(&Subject, Search)> =
             plan.subjects.iter().map(|subject| (subject, Search::new(plan.resolution))).collect();
@@ -48,19 +44,22 @@ pub(super) fn run(
         while searches.iter().any(|(_, search)| search.next().is_some()) {
             for (subject, search) in &mut searches {
                 let Some(rate) = search.next() else { continue };
-                let Some(outcome) = attempt(plan, progress, done, subject, rate, run)? else {
+                let outcome = attempt(plan, progress, record, subject, rate, run)?;
+                if stop::asked() {
                     return Ok(());
-                };
-                search.learn(rate, outcome);
+                }
+                match outcome {
+                    Some(outcome) => search.learn(rate, outcome),
+                    None => search.failed = true,
+                }
             }
         }
-        for (subject, search) in searches {
-            found.push(search.found(&subject.label, run));
-        }
+        let found = searches.iter().filter(|(_, search)| !search.failed);
+        record.throughput.extend(found.map(|(subject, search)| search.found(&subject.label, run)));
     }
     // In the order of the command line, run by run.
     let place = |label: &str| plan.subjects.iter().position(|subject| subject.label == label);
-    found.sort_by_key(|found| (place(&found.subject), found.run));
+    record.throughput.sort_by_key(|found| (place(&found.subject), found.run));
     Ok(())
 }
 
@@ -72,11 +71,11 @@ struct Outcome {
     short: bool,
 }
 
-/// Offers a rate, more than once if need be and wanted. `None` if the bench was asked to stop.
+/// Offers a rate, more than once if need be and wanted. `None` if it could not be measured.
 fn attempt(
     plan: &Plan,
     progress: &Progress,
-    done: &mut Vec<Trial>,
+    record: &mut Record,
     subject: &Subject,
     rate: Rate,
     run: u32,
@@ -84,24 +83,22 @@ fn attempt(
     let mut outcome = None;
     for _ in 0..plan.attempts {
         if stop::asked() {
-            return Ok(None);
+            break;
         }
         let task = Task { subject, rate, extent: plan.extent, run };
-        let trial = trial::run(plan, task, progress)?;
-        progress.done(&trial);
+        let Some(trial) = record.measure(plan, task, progress)? else { return Ok(None) };
         let now = Outcome {
             offered: trial.offered,
             loss_free: trial.loss() <= plan.tolerance,
             short: trial.generator_short(),
         };
-        done.push(trial);
         outcome = Some(now);
         // A flood is only there to learn where the top is.
         if now.loss_free || rate == Rate::Flood {
             break;
         }
     }
-    Ok(outcome.filter(|_| !stop::asked()))
+    Ok(outcome)
 }
 
 /// One search under way: every rate up to `low` was recorded, none from `high` on.
@@ -113,19 +110,22 @@ struct Search {
     /// The lowest rate at which something was lost.
     lossy: Option<f64>,
     steps: u32,
+    /// A step could not be measured.
+    failed: bool,
 }
 
 impl Search {
     fn new(resolution: f64) -> Self {
-        Self { resolution, low: 0.0, high: None, lossy: None, steps: 0 }
+        Self { resolution, low: 0.0, high: None, lossy: None, steps: 0, failed: false }
     }
 
     /// The rate to try next; `None` once it is known well enough.
     fn next(&self) -> Option<Rate> {
-        let Some(high) = self.high else { return Some(Rate::Flood) };
+        let Some(high) = self.high else { return (!self.failed).then_some(Rate::Flood) };
         // Less than a frame a second is no load.
         let known = high - self.low <= (self.resolution * high).max(1.0);
-        (!known && self.steps < STEPS).then(|| Rate::PerSecond(f64::midpoint(self.low, high)))
+        (!known && !self.failed && self.steps < STEPS)
+            .then(|| Rate::PerSecond(f64::midpoint(self.low, high)))
     }
 
     /// Takes the outcome of a step in.

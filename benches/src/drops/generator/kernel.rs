@@ -19,7 +19,7 @@ use bench_common::{
 use capture_user::link::Link;
 use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 
-use super::{Load, Sent};
+use super::{Extent, Load, Sent};
 use crate::drops::line::Line;
 use crate::drops::object;
 use crate::drops::plan::Plan;
@@ -32,9 +32,12 @@ const TICK: Duration = Duration::from_millis(100);
 const BATCH: u32 = 64;
 /// A batch of a slow load spans no more than this, so that slow is not the same as in bursts.
 const BATCH_SPAN: Duration = Duration::from_micros(100);
-/// How far a core may run after its plan before it gives the time up. Half of what the default
-/// ring of AF_XDP (8192 frames) holds at a million a second.
-const PATIENCE: Duration = Duration::from_millis(4);
+/// How far a core may run after its plan before it gives the time up. What it makes up for comes
+/// faster than asked, and must fit into a subject's ring: at 2.5 million a second this is 5,000
+/// frames, while the default ring of AF_XDP holds 8,192.
+const PATIENCE: Duration = Duration::from_millis(2);
+/// The same where it is about the frames and not about the pace.
+const LONG_PATIENCE: Duration = Duration::from_millis(50);
 /// A look at the clock takes no less.
 const LOOK: Duration = Duration::from_nanos(10);
 /// The longest frame that the kernel takes for this: a page, less the room around the frame. It
@@ -270,7 +273,11 @@ fn pace(load: &Load, senders: u32) -> Pace {
         let ns = 1e9 * f64::from(senders) / rate;
         (ns * f64::from(1_u32 << FRACTION_BITS)).round().max(1.0)
     });
-    Pace { interval: interval as u64, patience_ns: PATIENCE.as_nanos() as u64, ..Pace::default() }
+    let patience = match load.extent {
+        Extent::Lasting(_) => PATIENCE,
+        Extent::Frames(_) => LONG_PATIENCE,
+    };
+    Pace { interval: interval as u64, patience_ns: patience.as_nanos() as u64, ..Pace::default() }
 }
 
 /// Runs of the program for each frame: in most loads one, in slow ones some more, since a run does
@@ -289,7 +296,6 @@ fn batch(load: &Load, senders: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::drops::generator::Extent;
     use crate::drops::rate::Rate;
 
     fn load(rate: Rate) -> Load {

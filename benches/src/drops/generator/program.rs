@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{BufWriter, Write};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -54,6 +55,8 @@ pub(super) fn send(
         Maker::Template(template) => external(plan, line, load, template, &report),
         Maker::Kernel | Maker::AfXdp => bail!("this generator is no program"),
     };
+    // Ctrl-C at the terminal is for the bench, which ends its generator in order.
+    command.process_group(0);
     let mut program = Program::start(&mut command).context("starting the generator")?;
     let watched = watch(line, load, &mut program, tick)?;
     let ended = program.wait().context("the generator")?;

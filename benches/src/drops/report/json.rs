@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::{Line, Ratio, ratios, summary};
 use crate::drops::plan::Plan;
+use crate::drops::record::Record;
 use crate::drops::search::Throughput;
 use crate::drops::traffic::About;
 use crate::drops::trial::Trial;
@@ -37,6 +38,8 @@ pub(crate) struct Report {
     throughput: Vec<Throughput>,
     /// The first subject against the others.
     ratios: Vec<Ratio>,
+    /// Measurements that could not be made, and why.
+    failures: Vec<String>,
     /// Every measurement, in the order in which they were made.
     trials: Vec<Trial>,
 }
@@ -58,12 +61,8 @@ struct SubjectAbout {
 
 impl Report {
     /// Draws everything together.
-    pub(crate) fn new(
-        plan: &Plan,
-        begun: Timestamp,
-        trials: Vec<Trial>,
-        throughput: Vec<Throughput>,
-    ) -> Self {
+    pub(crate) fn new(plan: &Plan, begun: Timestamp, record: Record) -> Self {
+        let Record { trials, throughput, failures } = record;
         let subjects = plan.subjects.iter().map(|subject| SubjectAbout {
             label: subject.label.clone(),
             versions: subject.parts.iter().map(|part| part.version(&plan.stillwired)).collect(),
@@ -82,6 +81,7 @@ impl Report {
             summary: summary(&trials),
             ratios: ratios(&throughput, &trials),
             throughput,
+            failures,
             trials,
         }
     }
@@ -99,6 +99,11 @@ impl Report {
     /// The first subject against the others.
     pub(crate) fn ratios(&self) -> &[Ratio] {
         &self.ratios
+    }
+
+    /// Measurements that could not be made, and why.
+    pub(crate) fn failures(&self) -> &[String] {
+        &self.failures
     }
 
     /// Every measurement.

@@ -22,6 +22,9 @@ pub(crate) fn print(report: &Report) {
         print_ratios(report.ratios());
     }
     print_marks(&lines);
+    for failure in report.failures() {
+        println!("not measured: {failure}");
+    }
 }
 
 fn print_lines(lines: &[&Line]) {
