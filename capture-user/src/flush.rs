@@ -21,7 +21,7 @@ use crate::blind::{Blindness, Subject};
 use crate::canary;
 use crate::chain;
 use crate::heartbeat::Heartbeats;
-use crate::interval::{Intervals, Probe, Reading};
+use crate::interval::{Closing, Intervals, Probe, Reading};
 use crate::keeper::KeeperNews;
 use crate::names::InterfaceNames;
 use crate::silence::SignsOfLife;
@@ -223,6 +223,8 @@ struct Run {
     committed_at: Instant,
     /// When a line was last offered to the ledger.
     tried_at: Instant,
+    /// The line of a quiet time that may go on.
+    waiting: Option<Closing>,
     /// Watched while live; a replay's time is the packets'.
     wall: Option<WallClock>,
     complete_through: Option<Nanos>,
@@ -263,6 +265,7 @@ impl Flush {
                 // The wall clock was set back: the line of what was says by how much.
                 run.close(open_since, false, false);
                 run.flush.intervals.begin_at(now);
+                run.waiting = None;
                 run.flush.blind.clock_was_set_back(now);
             }
             thread::park_timeout(LOOK);
@@ -312,6 +315,7 @@ impl Run {
             held_notes,
             committed_at: Instant::now(),
             tried_at: Instant::now(),
+            waiting: None,
             wall: None,
             complete_through: None,
         }
@@ -492,11 +496,22 @@ impl Run {
         if clean {
             notes.push(Note::CleanStop);
         }
-        let told = self.flush.blind.told(self.flush.intervals.from(), now);
-        let closing = self.flush.intervals.close(now, reading, self.quiet.longest, &told, notes);
-        let Some(mut closing) = closing else {
-            return;
+        let make = |run: &Self, reading: Reading, notes: Vec<Note>| {
+            let told = run.flush.blind.told(run.flush.intervals.from(), now);
+            let longest = run.quiet.longest;
+            (run.flush.intervals.close(now, reading, longest, &told, notes), told)
         };
+        let (mut closing, mut told) = make(self, reading.clone(), notes.clone());
+        if closing.can_wait() {
+            self.waiting = Some(closing);
+            return;
+        }
+        if let Some(quiet) = self.waiting.take()
+            && !closing.quiet
+            && self.write_quiet(quiet)
+        {
+            (closing, told) = make(self, reading, notes);
+        }
         closing.line.canaries = self.flush.canaries.line();
         self.tried_at = Instant::now();
         match self.flush.ledger.append(&mut closing.line) {
@@ -523,6 +538,18 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// Writes a line that could wait until something happened: what happens then is told of no
+    /// longer a time than it took. Says whether it is written.
+    fn write_quiet(&mut self, mut quiet: Closing) -> bool {
+        let written = quiet.line.from == self.flush.intervals.from()
+            && self.flush.ledger.append(&mut quiet.line).is_ok();
+        if written {
+            self.weigh(&quiet.line);
+            self.flush.intervals.written(quiet);
+        }
+        written
     }
 
     /// Has the ledger's head kept elsewhere, when it is time.

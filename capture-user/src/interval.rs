@@ -131,8 +131,18 @@ pub struct Intervals {
 pub struct Closing {
     /// The line.
     pub line: LedgerLine,
+    /// Whether it tells of nothing that anybody could ask about.
+    pub quiet: bool,
     after: Reading,
     rings: BTreeMap<(String, u32), (u64, u64)>,
+}
+
+impl Closing {
+    /// Whether the line can wait: nothing happened, and the next one will span both.
+    #[must_use]
+    pub fn can_wait(&self) -> bool {
+        self.quiet && self.line.to - self.line.from < FOLD
+    }
 }
 
 impl Intervals {
@@ -186,8 +196,7 @@ impl Intervals {
         (0_u16..).zip(now).map(move |(number, now)| (number, before(number), now))
     }
 
-    /// Makes the line for everything since the last one. `None` where nothing happened and the
-    /// line can wait: the next one will span both.
+    /// Makes the line for everything since the last one.
     #[must_use]
     pub fn close(
         &self,
@@ -196,7 +205,7 @@ impl Intervals {
         silence: Option<Silence>,
         told: &Told,
         notes: Vec<Note>,
-    ) -> Option<Closing> {
+    ) -> Closing {
         if !after.at_rest {
             let queues = after.interfaces.iter_mut().flat_map(|interface| &mut interface.queues);
             queues.for_each(|queue| settle(&mut queue.xdp));
@@ -222,14 +231,13 @@ impl Intervals {
         line.clock = Some(Clock { source: self.clock.clone(), stepped_ns: after.stepped_ns });
         line.silence = silence;
         line.notes = notes;
-        let worth_a_line = self.number == 0
-            || after.at_rest
-            || after.stepped_ns != 0
-            || !line.notes.is_empty()
-            || told.news
-            || !is_quiet(&line)
-            || to - self.from >= FOLD;
-        worth_a_line.then_some(Closing { line, after, rings })
+        let quiet = self.number > 0
+            && !after.at_rest
+            && after.stepped_ns == 0
+            && line.notes.is_empty()
+            && !told.news
+            && is_quiet(&line);
+        Closing { line, quiet, after, rings }
     }
 
     /// The line was written: the next interval begins where it ends.
@@ -474,9 +482,7 @@ mod tests {
         ];
         for (step, (taken, steered, full, at_rest)) in (1..).zip(steps) {
             let after = reading(taken, steered, full, at_rest);
-            let closing = intervals
-                .close(Nanos(step), after, None, &Told::default(), Vec::new())
-                .expect("a line");
+            let closing = intervals.close(Nanos(step), after, None, &Told::default(), Vec::new());
             assert_eq!(imbalances(&closing.line), []);
             for queue in &closing.line.interfaces[0].queues {
                 received += queue.received;
@@ -493,14 +499,12 @@ mod tests {
         let mut intervals = intervals();
         let mut after = reading(10, 10, 0, false);
         after.interfaces[0].queues[0].xdp.seen = 11;
-        let closing =
-            intervals.close(Nanos(1), after, None, &Told::default(), Vec::new()).expect("a line");
+        let closing = intervals.close(Nanos(1), after, None, &Told::default(), Vec::new());
         assert_eq!(imbalances(&closing.line), []);
         intervals.written(closing);
         let mut after = reading(11, 11, 0, true);
         after.interfaces[0].queues[0].xdp.seen = 12;
-        let closing =
-            intervals.close(Nanos(2), after, None, &Told::default(), Vec::new()).expect("a line");
+        let closing = intervals.close(Nanos(2), after, None, &Told::default(), Vec::new());
         assert_eq!(imbalances(&closing.line).len(), 1, "at rest nothing is excused");
     }
 
@@ -509,7 +513,6 @@ mod tests {
         let mut intervals = intervals();
         let first = reading(100, 130, 0, false);
         let closing = intervals.close(Nanos(1), first, None, &Told::default(), Vec::new());
-        let closing = closing.expect("a line");
         assert_eq!(closing.line.interfaces[0].queues[0].in_ring_after, 30);
         intervals.written(closing);
         // Closed with 20 frames in the ring; the next socket's are in flight already.
@@ -530,7 +533,7 @@ mod tests {
         let queue = &mut after.interfaces[0].queues[0];
         (queue.worker, queue.places) = (Some(1), vec![(0, 0), (1, 2)]);
         let closing = intervals.close(Nanos(2), after, None, &Told::default(), Vec::new());
-        let line = closing.expect("a line").line;
+        let line = closing.line;
         assert_eq!(imbalances(&line), []);
         let queue = &line.interfaces[0].queues[0];
         assert_eq!((queue.received, queue.ring_losses, queue.in_ring_after), (30, 20, 10));
@@ -541,18 +544,18 @@ mod tests {
         let mut intervals = intervals();
         let quiet = || reading(5, 5, 0, false);
         let first = intervals.close(Nanos(10), quiet(), None, &Told::default(), Vec::new());
-        intervals.written(first.expect("the first line is always written"));
+        intervals.written(first);
         let blindness = Blindness::default();
         let down = Subject::interface(BlindCause::LinkDown, "eth0");
         blindness.begin(down, Nanos(8), "");
         let told = blindness.told(Nanos(10), Nanos(20));
         let closing = intervals.close(Nanos(20), quiet(), None, &told, Vec::new());
-        let line = &closing.as_ref().expect("a line").line;
+        let line = &closing.line;
         assert_eq!((line.blind.len(), line.interfaces[0].link.down_ns), (1, 10));
-        intervals.written(closing.expect("a line"));
+        intervals.written(closing);
         blindness.settle(&told);
         let told = blindness.told(Nanos(20), Nanos(30));
-        assert!(intervals.close(Nanos(30), quiet(), None, &told, Vec::new()).is_none());
+        assert!(intervals.close(Nanos(30), quiet(), None, &told, Vec::new()).can_wait());
     }
 
     #[test]
@@ -560,22 +563,17 @@ mod tests {
         let mut intervals = intervals();
         let first =
             intervals.close(Nanos(1), reading(5, 5, 0, false), None, &Told::default(), Vec::new());
-        intervals.written(first.expect("the first line is always written"));
+        intervals.written(first);
         let quiet = || reading(5, 5, 0, false);
-        assert!(intervals.close(Nanos(2), quiet(), None, &Told::default(), Vec::new()).is_none());
+        assert!(intervals.close(Nanos(2), quiet(), None, &Told::default(), Vec::new()).can_wait());
         let said = vec![Note::Said { text: "x".to_owned() }];
-        assert!(intervals.close(Nanos(2), quiet(), None, &Told::default(), said).is_some());
+        assert!(!intervals.close(Nanos(2), quiet(), None, &Told::default(), said).can_wait());
         let late = Nanos(1) + FOLD;
-        let line = intervals
-            .close(late, quiet(), None, &Told::default(), Vec::new())
-            .expect("a line")
-            .line;
-        assert_eq!((line.from, line.to), (Nanos(1), late));
-        assert!(
-            intervals
-                .close(Nanos(2), reading(6, 6, 0, false), None, &Told::default(), Vec::new())
-                .is_some()
-        );
+        let folded = intervals.close(late, quiet(), None, &Told::default(), Vec::new());
+        assert_eq!((folded.line.from, folded.line.to), (Nanos(1), late));
+        assert!(folded.quiet && !folded.can_wait());
+        let active = reading(6, 6, 0, false);
+        assert!(!intervals.close(Nanos(2), active, None, &Told::default(), Vec::new()).quiet);
     }
 
     #[test]
@@ -584,15 +582,12 @@ mod tests {
         let mut after = reading(5, 0, 0, false);
         after.interfaces.clear();
         after.files = vec![("a.pcap".to_owned(), false), ("b.pcap".to_owned(), false)];
-        let closing = intervals
-            .close(Nanos(1), after.clone(), None, &Told::default(), Vec::new())
-            .expect("a line");
+        let closing = intervals.close(Nanos(1), after.clone(), None, &Told::default(), Vec::new());
         assert_eq!(imbalances(&closing.line), []);
         assert_eq!(closing.line.files.len(), 1);
         intervals.written(closing);
         after.files[0].1 = true;
-        let closing =
-            intervals.close(Nanos(2), after, None, &Told::default(), Vec::new()).expect("a line");
+        let closing = intervals.close(Nanos(2), after, None, &Told::default(), Vec::new());
         assert!(closing.line.files[0].cut);
     }
 }

@@ -258,15 +258,20 @@ impl Program {
     /// # Errors
     /// [`ProgramError::Map`].
     pub fn counters(&self) -> Result<Vec<QueueCounters>, ProgramError> {
-        (0..=self.queues)
-            .map(|queue| {
-                let cpus = self
-                    .counters
-                    .get(&queue, 0)
-                    .map_err(|source| self.map_error("read the counters", source))?;
-                Ok(cpus.iter().fold(QueueCounters::default(), add))
-            })
-            .collect()
+        (0..=self.queues).map(|queue| self.counters_of(queue)).collect()
+    }
+
+    /// The same for one queue. [`Program::queues`] as its number stands for all that were added
+    /// since.
+    ///
+    /// # Errors
+    /// [`ProgramError::Map`].
+    pub fn counters_of(&self, queue: u32) -> Result<QueueCounters, ProgramError> {
+        let cpus = self
+            .counters
+            .get(&queue, 0)
+            .map_err(|source| self.map_error("read the counters", source))?;
+        Ok(cpus.iter().fold(QueueCounters::default(), add))
     }
 
     /// The interface's name.

@@ -4,12 +4,14 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use capture_flow::time::NanosDelta;
 use capture_store::ledger::{BlindCause, LedgerLine};
 use capture_user::args::Mode;
 use capture_user::link::Link;
+use capture_user::live::clock;
 use capture_user::program::Program;
 use rustix::process::Signal;
-use stillwire_tests::blind::{Watched, detach, when};
+use stillwire_tests::blind::{Moment, Watched, detach, when};
 use stillwire_tests::disk::SmallDisk;
 use stillwire_tests::process::await_until;
 use stillwire_tests::traffic::{Frames, Pace};
@@ -36,6 +38,8 @@ fn without_healing_it_stands_in_the_ledger_until_the_end() -> Result<()> {
     let program = watched.program.take().expect("it runs");
     let (ended, end) = when(|| program.wait())?;
     assert_eq!(end.code, Some(1), "no interface is left: {}", end.stderr);
+    // It may have ended before the test began to wait for that.
+    let ended = Moment { before: taken_off.before, ..ended };
     watched.encloses(BlindCause::XdpRemoved, taken_off, ended)?;
     watched.has_all(0)
 }
@@ -291,6 +295,24 @@ fn rows_that_wait_for_a_full_disk_are_behind() -> Result<()> {
     let blind = watched.blind(BlindCause::LogBehind)?;
     assert!(blind.iter().all(|blind| blind.to >= full.before), "{blind:?}");
     watched.has_all(500)
+}
+
+#[test]
+fn what_happens_after_a_quiet_time_is_told_by_itself() -> Result<()> {
+    let mut watched = Watched::start(Wire::new()?, &[])?;
+    watched.sees()?;
+    let quiet = NanosDelta::from_secs(6);
+    let begun = clock();
+    await_until("a quiet time", || Ok((clock() - begun >= quiet).then_some(())))?;
+    watched.sees()?;
+    watched.stop()?;
+    let lines = watched.lines()?;
+    let told = |line: &&LedgerLine| line.workers.iter().any(|worker| worker.received > 0);
+    for line in lines.iter().filter(told) {
+        assert!(line.to - line.from < quiet, "the quiet time is in it: {line:?}");
+    }
+    assert!(lines.iter().any(|line| line.to - line.from > NanosDelta::from_secs(2)), "{lines:?}");
+    watched.has_all(0)
 }
 
 #[test]

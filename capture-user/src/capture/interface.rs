@@ -268,13 +268,11 @@ impl Captured {
             flapped |= known.carrier_changes != found.carrier_changes;
             // Where nothing is mended, the queue without a socket says it all.
             self.has_new_queues |= heal && known.rx_queues < found.rx_queues;
-            tools.kernel.uses(self.number, found.rx_queues);
             self.link = Some(found.clone());
         } else if self.link.take().is_some() {
             // Its sockets find out by themselves.
             self.program.detach();
             self.promiscuous = None;
-            tools.kernel.gone(self.number);
         }
         let before = self.diagnose(found.as_ref());
         let mut after = before.clone();
@@ -284,8 +282,14 @@ impl Captured {
             && let Ok(found) = self.find()
         {
             after = self.diagnose(found.as_ref());
+            let ours = |link: &Link| self.link.as_ref().is_some_and(|own| own.is(link));
+            if let Some(link) = found.filter(ours) {
+                // What mending did to the carrier is no flap.
+                self.link = Some(link);
+            }
         }
         self.tell(blindness, before, after, flapped);
+        tools.kernel.saw(self.number, self.link.as_ref());
         self.looked_at = begun;
     }
 

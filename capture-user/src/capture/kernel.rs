@@ -33,8 +33,9 @@ struct Side {
     program: Arc<Program>,
     /// Its index, while it is there.
     index: Option<u32>,
-    /// Receive queues in use.
-    queues_in_use: u32,
+    /// Whether it ran when it was last looked at.
+    up: bool,
+    /// Every receive queue that has been in use.
     queues: BTreeMap<u32, Served>,
     nic: NicTotals,
     last: InterfaceReading,
@@ -75,7 +76,7 @@ impl KernelSide {
             backend: String::new(),
             program: Arc::clone(program),
             index: None,
-            queues_in_use: 0,
+            up: false,
             queues: BTreeMap::new(),
             nic: NicTotals::default(),
             last: InterfaceReading::default(),
@@ -87,21 +88,18 @@ impl KernelSide {
         if let Some(side) = self.interfaces().get_mut(number) {
             side.nic.begin(link);
             side.index = Some(link.index);
-            side.queues_in_use = link.rx_queues;
+            side.saw(link);
         }
     }
 
-    /// An interface is gone.
-    pub(super) fn gone(&self, number: usize) {
+    /// What a look has shown. The ledger's line says this of the link, and not what it may have
+    /// become since, so that it never tells of a change before the blind time that belongs to it.
+    pub(super) fn saw(&self, number: usize, link: Option<&Link>) {
         if let Some(side) = self.interfaces().get_mut(number) {
-            side.index = None;
-        }
-    }
-
-    /// So many of its queues are in use.
-    pub(super) fn uses(&self, number: usize, queues: u32) {
-        if let Some(side) = self.interfaces().get_mut(number) {
-            side.queues_in_use = queues;
+            match link {
+                Some(link) => side.saw(link),
+                None => (side.index, side.up) = (None, false),
+            }
         }
     }
 
@@ -130,14 +128,11 @@ impl KernelSide {
         let counts: Vec<_> = self.workers.iter().map(|worker| worker.counters.read()).collect();
         let mut interfaces = self.interfaces();
         let Some(side) = interfaces.get_mut(number) else { return };
-        let steered = match side.program.counters() {
-            Ok(counters) => counters.get(queue as usize).map_or(0, |queue| queue.steered),
-            // The next reading finds what is missing.
-            Err(_) => return,
-        };
+        // Where they cannot be read now, the end of the run finds what is missing.
+        let Ok(xdp) = side.program.counters_of(queue) else { return };
         if let Some(served) = side.queues.get_mut(&queue) {
             let reading = QueueReading { places: served.places.clone(), ..QueueReading::default() };
-            served.closed = ClosedRing::at(steered, &reading.taken(&counts));
+            served.closed = ClosedRing::at(xdp.steered, &reading.taken(&counts));
             served.worker = None;
         }
     }
@@ -150,15 +145,11 @@ impl KernelSide {
 impl Probe for KernelSide {
     fn read(&mut self, workers: &mut dyn FnMut()) -> Vec<InterfaceReading> {
         let mut interfaces = self.interfaces();
-        let before: Vec<_> =
-            interfaces.iter().map(|interface| interface.program.counters()).collect();
+        let before: Vec<_> = interfaces.iter().map(Side::counters).collect();
         workers();
         let capacity = self.capacity;
-        let read = interfaces
-            .iter_mut()
-            .zip(before)
-            .map(|(interface, before)| interface.read(&before.unwrap_or_default(), capacity));
-        read.collect()
+        let read = interfaces.iter_mut().zip(&before);
+        read.map(|(interface, before)| interface.read(before, capacity)).collect()
     }
 
     fn heard(&self, workers: &[WorkerCounts]) -> Vec<Heard> {
@@ -174,21 +165,35 @@ impl Probe for KernelSide {
 }
 
 impl Side {
-    fn read(&mut self, before: &[QueueCounters], capacity: u64) -> InterfaceReading {
+    fn saw(&mut self, link: &Link) {
+        self.up = link.runs();
+        self.nic.last.1 = u64::from(link.carrier_changes);
+        for queue in 0..link.rx_queues.max(1).min(self.program.queues()) {
+            self.queues.entry(queue).or_default();
+        }
+    }
+
+    /// What the program did with the frames of every queue that has been in use; at last, with
+    /// those of all queues that it has no place for. A queue that cannot be asked is left out.
+    fn counters(&self) -> BTreeMap<u32, QueueCounters> {
+        let queues = self.queues.keys().copied().chain([self.program.queues()]);
+        queues.filter_map(|queue| Some((queue, self.program.counters_of(queue).ok()?))).collect()
+    }
+
+    fn read(&mut self, before: &BTreeMap<u32, QueueCounters>, capacity: u64) -> InterfaceReading {
         // One that is gone keeps its last counts.
         let link = self.index.and_then(|index| Link::by_index(index).ok());
         if let Some(link) = &link {
-            self.nic.last = counted(link);
+            self.nic.last.0 = counted(link).0;
         }
         let (nic, carrier_changes) = self.nic.total();
-        let counters = self
-            .program
-            .counters()
-            .unwrap_or_else(|_| self.last.queues.iter().map(|queue| queue.xdp).collect());
-        let queues = (0_u32..).zip(counters).map(|(queue, xdp)| {
-            let steered = before.get(queue as usize).map_or(xdp.steered, |then| then.steered);
+        let counters = self.counters();
+        let queue = |queue: u32| {
+            let known = self.last.queues.iter().find(|known| known.queue == queue);
+            let xdp = counters.get(&queue).copied().or(known.map(|known| known.xdp))?;
+            let steered = before.get(&queue).map_or(xdp.steered, |then| then.steered);
             let served = self.queues.get(&queue).cloned().unwrap_or_default();
-            QueueReading {
+            Some(QueueReading {
                 queue,
                 worker: served.worker,
                 places: served.places,
@@ -196,17 +201,16 @@ impl Side {
                 steered_before: steered,
                 xdp,
                 capacity,
-            }
-        });
-        // The program has places for queues that are not in use, and a last one for all that come
-        // beyond those: they say something only once there are any.
-        let said = |queue: &QueueReading| {
-            queue.queue < self.queues_in_use || !queue.places.is_empty() || queue.xdp.seen > 0
+            })
         };
+        let beyond = self.program.queues();
+        // The place for all others says something only once there are any.
+        let said = |reading: &QueueReading| reading.queue < beyond || reading.xdp.seen > 0;
+        let queues = self.queues.keys().copied().chain([beyond]).filter_map(queue);
         let now = InterfaceReading {
             name: self.name.clone(),
             backend: self.backend.clone(),
-            up: link.is_some_and(|link| link.runs()),
+            up: self.up,
             carrier_changes,
             nic: Some(nic),
             queues: queues.filter(said).collect(),
