@@ -301,10 +301,11 @@ impl Flush {
 }
 
 impl Run {
-    fn new(flush: Flush) -> Self {
+    fn new(mut flush: Flush) -> Self {
         // What is said already comes first: the start, and what was recovered.
         let held_notes = flush.notes.try_iter().collect();
         let from = flush.intervals.from();
+        flush.signs.begin(from);
         Self {
             flush,
             quiet: Quiet::default(),

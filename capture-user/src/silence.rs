@@ -24,6 +24,8 @@ pub struct Heard {
 #[derive(Debug, Default)]
 pub struct SignsOfLife {
     limit: Option<NanosDelta>,
+    /// When watching began; with the first look if nothing else was said.
+    begun: Option<Nanos>,
     /// Whether nothing but a canary is a sign.
     only_canaries: bool,
     /// By interface: frames at the last look, and when it last gave a sign.
@@ -53,6 +55,11 @@ impl SignsOfLife {
         if self.only_canaries { "canary" } else { "frame" }
     }
 
+    /// Watching begins at this moment.
+    pub fn begin(&mut self, at: Nanos) {
+        self.begun = Some(at);
+    }
+
     /// The rule in words, to follow what else the policy says.
     #[must_use]
     pub fn policy(&self) -> String {
@@ -69,8 +76,8 @@ impl SignsOfLife {
     pub fn look(&mut self, heard: Vec<Heard>, now: Nanos, blindness: &Blindness) {
         let Some(limit) = self.limit else { return };
         for Heard { iface, frames, latest } in heard {
-            // Watching begins with the first look.
-            let (known, last) = self.known.get(&iface).copied().unwrap_or((frames, now));
+            let begun = (0, self.begun.unwrap_or(now));
+            let (known, last) = self.known.get(&iface).copied().unwrap_or(begun);
             // The clock may have been set back.
             self.known.insert(iface.clone(), (frames, last.min(now)));
             if blindness.hides(&iface) {
