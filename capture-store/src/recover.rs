@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::index::{self, IndexHeader, SegmentIndex};
 use crate::journal::{self, Notes, Snapshot};
+use crate::key::PublicKey;
 use crate::layout::{self, TEMPORARY};
-use crate::ledger::{Note, Owed, SealedFile};
+use crate::ledger::{Note, Owed, SealedFile, last_tails};
 use crate::pcap::{FILE_HEADER_LEN, ReadError, SegmentReader};
 use crate::segment::{DAMAGED, INDEX, JOURNAL, PCAP, SealedSegment, finish_files};
 use crate::sessions::{PendingSeal, partitions, sealed_names};
@@ -92,7 +93,7 @@ impl RecoveryReport {
 }
 
 /// Seals whatever is open. Only the holder of the store's lock may call it.
-pub(crate) fn recover(store: &Store, owed: &Owed) -> io::Result<RecoveryReport> {
+pub(crate) fn recover(store: &Store, owed: &Owed, key: &PublicKey) -> io::Result<RecoveryReport> {
     let mut report = RecoveryReport { recovered_at: Some(now()), ..RecoveryReport::default() };
     let layout = store.layout();
     for name in layout::names_in(&layout.pcap())? {
@@ -100,7 +101,7 @@ pub(crate) fn recover(store: &Store, owed: &Owed) -> io::Result<RecoveryReport> 
             recover_worker(worker, &layout.worker(worker), &mut report, owed)?;
         }
     }
-    recover_sessions(store, &mut report, owed)?;
+    recover_sessions(store, &mut report, owed, key)?;
     for dir in [layout.root().to_owned(), layout.ledger(&store.identity().sensor)] {
         remove_temporary(&dir, &mut report)?;
     }
@@ -312,7 +313,12 @@ fn remove_empty(place: &Place, report: &mut RecoveryReport) -> io::Result<()> {
     Ok(())
 }
 
-fn recover_sessions(store: &Store, report: &mut RecoveryReport, owed: &Owed) -> io::Result<()> {
+fn recover_sessions(
+    store: &Store,
+    report: &mut RecoveryReport,
+    owed: &Owed,
+    key: &PublicKey,
+) -> io::Result<()> {
     let layout = store.layout();
     // A killed sealing leaves its temporary file in the partition.
     for sensor in partitions(&layout.sessions(), "sensor=")? {
@@ -323,18 +329,38 @@ fn recover_sessions(store: &Store, report: &mut RecoveryReport, owed: &Owed) -> 
         }
     }
     let sealed = sealed_names(layout)?;
+    // Open tails must begin with what the last line says about them.
+    let tails = last_tails(layout, &store.identity().sensor, key)?;
+    for tail in &tails {
+        let stem = Path::new(&tail.path).file_stem().unwrap_or_default().to_string_lossy();
+        if !layout.root().join(&tail.path).exists() && !sealed.contains_key(&*stem) {
+            tracing::error!("{} is gone: somebody has removed it", tail.path);
+            owed.inherit(&[Note::Altered { path: tail.path.clone() }]);
+        }
+    }
     let live = layout.live();
     for name in layout::names_in(&live)? {
         let Some(stem) = name.strip_suffix(".arrows") else { continue };
         let path = live.join(&name);
+        let expected = tails.iter().find(|tail| layout.root().join(&tail.path) == path).cloned();
         let pending = PendingSeal::new(layout, &store.identity().sensor, path.clone());
+        let was_open = expected.is_some();
+        let pending = pending.expecting(expected);
         // Its sealing was killed before the last step, so nobody told the ledger. A file that
         // cannot be read is written again.
-        if let Some(file) = sealed.get(stem).and_then(|parquet| pending.sealed_as(parquet)) {
+        let found = sealed.get(stem).and_then(|parquet| pending.sealed_as(parquet));
+        // Beside a tail that the last line vouches for, only a sealing that the sensor owes is
+        // its own; any other is made again from the tail.
+        let owes = |file: &SealedFile| owed.inherited().contains(&Note::Sealed(file.clone()));
+        if let Some(file) = found.filter(|file| !was_open || owes(file)) {
             report.unfinished += 1;
             owed.inherit(&[Note::Sealed(file)]);
             report.removed += u64::from(layout::remove_if_there(&path)?);
             continue;
+        }
+        if let Some(altered) = pending.altered() {
+            tracing::error!("{name} is not what the sensor had written: somebody has changed it");
+            owed.inherit(&[altered]);
         }
         match pending.seal_and_tell(|file| owed.inherit(&[Note::Sealed(file.clone())])) {
             Ok(Some(sealed)) => {

@@ -349,7 +349,8 @@ impl OwnedStore {
         let store = Store { layout, identity };
         let (key, path_of_owed) = (Arc::new(key), store.layout.owed());
         let owed = Owed::open(&path_of_owed, &key).map_err(io("read", &path_of_owed))?;
-        let recovery = recover::recover(&store, &owed).map_err(io("recover", path))?;
+        let recovery =
+            recover::recover(&store, &owed, &key.public()).map_err(io("recover", path))?;
         let (owed, made) = (Arc::new(owed), Made::default());
         Ok(Self { store, recovery, key, owed, made, _lock: lock })
     }

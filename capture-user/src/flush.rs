@@ -278,7 +278,6 @@ impl Flush {
     /// The session log or the last line could not be written.
     pub fn replay(self, stop: &End, clock: &ReplayClock, worker: &Thread) -> Result<()> {
         let mut run = Run::new(self);
-        run.begin();
         loop {
             let stopping = stop.is_set();
             let ticket = clock.pending();
@@ -490,6 +489,7 @@ impl Run {
                     self.held_notes.extend(files.into_iter().map(Note::Retired));
                 }
                 KeeperNews::Said(text) => self.held_notes.push(Note::Said { text }),
+                KeeperNews::Altered(note) => self.held_notes.push(note),
             }
         }
         self.held_notes.extend(self.flush.notes.try_iter());
@@ -514,6 +514,7 @@ impl Run {
             (closing, told) = make(self, reading, notes);
         }
         closing.line.canaries = self.flush.canaries.line();
+        closing.line.tails = self.flush.log.tails();
         self.tried_at = Instant::now();
         match self.flush.ledger.append(&mut closing.line) {
             Ok(_) => {
@@ -621,6 +622,11 @@ impl Run {
         }
         for pending in unsealed {
             let ledger = &self.flush.ledger;
+            if let Some(altered) = pending.altered() {
+                error!("{} was changed by somebody", pending.path().display());
+                ledger.owe(std::slice::from_ref(&altered));
+                self.held_notes.push(altered);
+            }
             match pending.seal_and_tell(|file| ledger.owe(&[Note::Sealed(file.clone())])) {
                 Ok(sealed) => {
                     let unread = sealed.as_ref().map_or(0, SealedSessions::unread_bytes);

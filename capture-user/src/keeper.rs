@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use capture_store::drops::DropReason;
-use capture_store::ledger::SealedFile;
+use capture_store::ledger::{Note, SealedFile};
 use capture_store::segment::{self, FilledSegment, PrepareError, PreparedSegment, SegmentSpec};
 use crossbeam::channel::Sender;
 use crossbeam::queue::{ArrayQueue, SegQueue};
@@ -124,6 +124,8 @@ pub enum KeeperNews {
     Retired(Vec<SealedFile>),
     /// Something that an operator should see.
     Said(String),
+    /// A file of the session log was changed before it was sealed.
+    Altered(Note),
 }
 
 /// How segments of one worker are made.

@@ -252,7 +252,8 @@ impl<'a> Replay<'a> {
         self.pipeline.set_when_full(WhenFull::Wait(flush.taker()));
         self.next_tick = from + self.config.common.ledger_interval;
         self.flush = Some(flush);
-        Ok(())
+        // The first line, before anything lies open in the store that no run is known for.
+        self.tick()
     }
 
     fn flush_lives(&self) -> Result<()> {

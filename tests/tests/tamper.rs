@@ -529,3 +529,121 @@ fn a_store_is_whole_while_its_sensor_runs_and_after_it_was_killed_and_recovered(
     }
     Ok(())
 }
+
+/// A sensor that was killed with rows in its open tail, and a line that vouches for them; returns
+/// the tail.
+fn killed_with_open_tail(wire: &Wire, store: &Path) -> Result<PathBuf> {
+    let args = ["--interim", "1s", "--ledger-interval", "200ms"];
+    let mut program = sensor::capture(wire, store, &args)?;
+    let frames = Frames { count: 50, bytes: 200, flows: 50, pace: Pace::Flood };
+    frames.send(wire)?;
+    let tail = await_until("an open tail in the ledger", || {
+        ensure!(program.runs()?, "{}", program.stderr()?);
+        let lines = sensor::ledger(store)?;
+        let tails = lines.last().and_then(|line| line["tails"].as_array().cloned());
+        let path = tails.and_then(|tails| Some(tails.first()?["path"].as_str()?.to_owned()));
+        Ok(path)
+    })?;
+    program.kill()?;
+    Ok(store.join(tail))
+}
+
+#[test]
+fn rows_that_are_not_sealed_yet_are_vouched_for_as_well() -> Result<()> {
+    let wire = Wire::new()?;
+    let dir = sensor::store_dir()?;
+    let options = Options::default();
+    let kinds = |store: &Path| -> Result<Vec<Kind>> {
+        let report = verify_path(store, &options)?;
+        Ok(report.findings.listed.iter().map(|finding| finding.kind).collect())
+    };
+    let recover = |store: &Path| -> Result<()> {
+        sensor::capture(&wire, store, &[])?.interrupt()?.success().map(drop)
+    };
+    let store = dir.path().join("killed");
+    let tail = killed_with_open_tail(&wire, &store)?;
+    ensure!(kinds(&store)? == [Kind::End], "{:?}", kinds(&store)?);
+    let name = tail.strip_prefix(&store)?.to_owned();
+    let stem = tail.file_stem().context("a name")?.to_string_lossy().into_owned();
+
+    // What somebody can do to it before the next start seals and signs it.
+    type Deed<'a> = (&'a str, Box<dyn Fn(&Path) -> Result<()> + 'a>, Kind);
+    let deeds: [Deed<'_>; 3] = [
+        (
+            "changed",
+            Box::new(|tail| {
+                let mut content = fs::read(tail)?;
+                // An address of a row, in the text of the last batch.
+                let at = content.windows(8).rposition(|part| part == b"10.1.0.1");
+                content[at.context("an address")? + 7] = b'9';
+                Ok(fs::write(tail, content)?)
+            }),
+            Kind::FileChanged,
+        ),
+        ("removed", Box::new(|tail| Ok(fs::remove_file(tail)?)), Kind::FileMissing),
+        ("emptied", Box::new(|tail| Ok(fs::write(tail, b"")?)), Kind::FileChanged),
+    ];
+    for (what, deed, kind) in deeds {
+        let victim = dir.path().join(what);
+        copy(&store, &victim)?;
+        deed(&victim.join(&name))?;
+        ensure!(kinds(&victim)?.contains(&kind), "{what}: {:?}", kinds(&victim)?);
+        recover(&victim)?;
+        ensure!(!kinds(&victim)?.is_empty(), "{what}, and recovered");
+        let proof = sensor::stillwire_ended(
+            &victim,
+            &["prove", "host 10.9.9.9", "--from", "-1h", "--to", "now"],
+        )?;
+        ensure!(proof.code == Some(4), "{what}: nothing is proven: {}", proof.stdout);
+    }
+    // A sealed file that is not the sensor's, beside the tail: it looks as if its sealing had been
+    // killed before the last step.
+    let victim = dir.path().join("planted");
+    copy(&store, &victim)?;
+    let other = dir.path().join("other");
+    copy(&store, &other)?;
+    recover(&other)?;
+    let sealed = outside::parquet(&other)?.into_iter().next().context("a session file")?;
+    let mut content = fs::read(&sealed)?;
+    content.push(0);
+    let planted = victim.join(sealed.strip_prefix(&other)?);
+    ensure!(planted.file_stem().is_some_and(|name| name.to_string_lossy() == stem));
+    fs::create_dir_all(planted.parent().context("a directory")?)?;
+    fs::write(&planted, content)?;
+    recover(&victim)?;
+    ensure!(kinds(&victim)?.is_empty(), "it is made again from the tail: {:?}", kinds(&victim)?);
+    // And all of it left alone.
+    recover(&store)?;
+    ensure!(kinds(&store)?.is_empty(), "{:?}", kinds(&store)?);
+    Ok(())
+}
+
+#[test]
+fn rows_changed_under_a_running_sensor_are_known_when_it_seals_them() -> Result<()> {
+    let wire = Wire::new()?;
+    let dir = sensor::store_dir()?;
+    let store = dir.path().join("store");
+    let args = ["--interim", "1s", "--ledger-interval", "200ms"];
+    let program = sensor::capture(&wire, &store, &args)?;
+    let frames = Frames { count: 50, bytes: 200, flows: 50, pace: Pace::Flood };
+    frames.send(&wire)?;
+    let tail = await_until("an open tail", || {
+        Ok(outside::files(&store.join("sessions/live"), "arrows")?.into_iter().next())
+    })?;
+    let content = await_until("rows in it", || {
+        let content = fs::read(&tail)?;
+        Ok(content.windows(8).any(|part| part == b"10.1.0.1").then_some(content))
+    })?;
+    let at = content.windows(8).position(|part| part == b"10.1.0.1").context("an address")?;
+    let open = fs::File::options().write(true).open(&tail)?;
+    std::os::unix::fs::FileExt::write_all_at(&open, b"9", at as u64 + 7)?;
+    await_until("a line that knows the tail", || {
+        let report = verify_path(&store, &Options::default())?;
+        Ok((!report.is_whole()).then_some(()))
+    })?;
+    program.interrupt()?.success()?;
+    let report = verify_path(&store, &Options::default())?;
+    let kinds: Vec<Kind> = report.findings.listed.iter().map(|finding| finding.kind).collect();
+    ensure!(kinds == [Kind::FileChanged], "{:?}", report.findings);
+    Ok(())
+}

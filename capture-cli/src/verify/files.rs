@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use capture_store::Store;
-use capture_store::ledger::{FileProblem, Head, SealedFile, Vouched, check_file};
+use capture_store::ledger::{FileProblem, Head, SealedFile, Vouched, check_file, check_tail};
 
 use super::walk::Walk;
 use super::{Findings, Kind, OpenFile, Report};
@@ -23,6 +23,8 @@ pub(super) struct Files {
     whole: BTreeMap<String, u64>,
     /// What is wrong with others.
     wrong: BTreeMap<String, FileProblem>,
+    /// What is wrong with open files of the session log.
+    tails: BTreeMap<String, FileProblem>,
     set_aside: bool,
 }
 
@@ -85,6 +87,19 @@ impl Files {
         }
     }
 
+    /// Checks the open files of the session log, as far as the newest line vouches for them.
+    pub(super) fn check_tails(&mut self, store: &Store, vouched: &Vouched, in_use: bool) {
+        self.tails.clear();
+        for tail in vouched.tails() {
+            let Err(problem) = check_tail(store.layout().root(), tail) else { continue };
+            // Sealed since, which the next line of a running sensor says.
+            if problem == FileProblem::Missing && (in_use || vouched.is_sealed(tail)) {
+                continue;
+            }
+            self.tails.insert(tail.path.clone(), problem);
+        }
+    }
+
     /// Whether a line that a running sensor is about to write could explain something.
     pub(super) fn is_unsettled(&self, walk: &Walk<'_>) -> bool {
         let missing = self.wrong.iter().any(|(path, problem)| {
@@ -115,6 +130,17 @@ impl Files {
         findings: &mut Findings,
     ) {
         self.wrong.retain(|path, problem| !is_gone(path, problem, vouched));
+        for path in vouched.altered() {
+            let what = "the sensor found that it was not what it had written, before it was sealed";
+            findings.add(Kind::FileChanged, path, what);
+        }
+        for (path, problem) in &self.tails {
+            let kind = match problem {
+                FileProblem::Missing => Kind::FileMissing,
+                _ => Kind::FileChanged,
+            };
+            findings.add(kind, path, format!("it was open and is not what was in it: {problem}"));
+        }
         for path in vouched.sealed_again() {
             let what = "it was sealed again with another content: a changed file was put where a \
                         recovery takes it for an unsealed one";

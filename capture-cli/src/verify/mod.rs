@@ -261,6 +261,7 @@ pub fn verify(store: &Store, options: &Options) -> anyhow::Result<Report> {
         walk.take_owed(&key, &mut findings).context("cannot read ledger/owed.jsonl")?;
         files.check(store, &walk.vouched);
     }
+    files.check_tails(store, &walk.vouched, in_use);
     conclude(store, walk, files, findings, &mut report)?;
     Ok(report)
 }

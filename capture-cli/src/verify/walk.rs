@@ -202,7 +202,7 @@ impl<'a> Walk<'a> {
         self.fold.line(place, text, checked.hash, &line);
         self.anchors.meet(line.seq, &checked.hash);
         self.runs.add(&line, &place.to_string());
-        self.vouched.add(&line.notes);
+        self.vouched.add_line(&line);
         let (from, to) = self.span.unwrap_or((line.from, line.to));
         self.span = Some((from.min(line.from), to.max(line.to)));
     }

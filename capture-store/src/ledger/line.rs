@@ -68,6 +68,9 @@ pub struct LedgerLine {
     /// Canaries that arrived in the interval.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub canaries: Vec<Canary>,
+    /// The session log's files that are not sealed yet, as far as their rows are committed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tails: Vec<OpenTail>,
     /// What else happened.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Note>,
@@ -104,6 +107,7 @@ impl LedgerLine {
             silence: None,
             blind: Vec::new(),
             canaries: Vec::new(),
+            tails: Vec::new(),
             notes: Vec::new(),
             sig: String::new(),
         }
@@ -413,6 +417,17 @@ pub struct Canary {
     pub last: Nanos,
 }
 
+/// A file that grows: what is in it so far will not change any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenTail {
+    /// Path within the store.
+    pub path: String,
+    /// Bytes committed.
+    pub bytes: u64,
+    /// BLAKE3 of those, in hex.
+    pub blake3: String,
+}
+
 /// A file whose content will not change any more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedFile {
@@ -484,6 +499,12 @@ pub enum Note {
     Sealed(SealedFile),
     /// A file was removed to keep a budget.
     Retired(SealedFile),
+    /// A file of the session log was not any more what the sensor had written, before it was
+    /// sealed.
+    Altered {
+        /// The open tail's path within the store.
+        path: String,
+    },
     /// The chain's last line was torn; `prev` hashes what is left of it.
     TornLine {
         /// Bytes of the torn line.

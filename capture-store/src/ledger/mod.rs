@@ -17,12 +17,16 @@ pub use anchor::Anchor;
 pub use balance::{Imbalance, imbalances};
 pub use chain::{Break, BreakKind, Chain, ChainFold, Head, Place, Torn};
 pub use line::{
-    Blind, BlindCause, Canary, Clock, Interface, LedgerLine, Link, Nic, Note, Queue, ReplayedFile,
-    Rows, SealedFile, Silence, Socket, Worker, Xdp,
+    Blind, BlindCause, Canary, Clock, Interface, LedgerLine, Link, Nic, Note, OpenTail, Queue,
+    ReplayedFile, Rows, SealedFile, Silence, Socket, Worker, Xdp,
 };
 pub(crate) use owed::Owed;
 pub use owed::owed;
 pub(crate) use reader::sealed_note;
 pub use reader::{Damage, LedgerRead, day_files, for_each_line, has_line, read, read_chained};
-pub use vouched::{FileFinding, FileProblem, FilesCheck, Vouched, check_file, check_sessions};
+pub use vouched::{
+    FileFinding, FileProblem, FilesCheck, Vouched, check_file, check_sessions, check_tail,
+};
 pub use writer::{LedgerError, LedgerWriter};
+
+pub(crate) use writer::last_tails;

@@ -14,7 +14,7 @@ use capture_flow::time::Nanos;
 use crate::sessions::{extent, sealed_names};
 use crate::store::{RunId, Store};
 
-use super::line::{Note, SealedFile};
+use super::line::{Note, OpenTail, SealedFile};
 use super::reader::{day_files, for_each_line};
 
 /// What is read of a file at once.
@@ -45,6 +45,9 @@ pub enum FileProblem {
         /// Of what is there.
         found: String,
     },
+    /// The sensor itself found that it was not what it had written, before it was sealed.
+    #[error("it was changed before it was sealed")]
+    Altered,
     /// The ledger has its size only, because the policy spared its hash.
     #[error("the ledger has no hash of it: its content cannot be checked")]
     NotHashed,
@@ -92,6 +95,10 @@ pub struct Vouched {
     retired: BTreeSet<String>,
     /// Files that were sealed more than once, with different contents.
     again: BTreeSet<String>,
+    /// Open tails that were not what the sensor had written, before they were sealed.
+    altered: BTreeSet<String>,
+    /// Files that were open at the newest line, and that line's place in the chain.
+    tails: (u64, Vec<OpenTail>),
 }
 
 impl Vouched {
@@ -99,8 +106,16 @@ impl Vouched {
     #[must_use]
     pub fn of<'a>(lines: impl IntoIterator<Item = &'a super::LedgerLine>) -> Self {
         let mut vouched = Self::default();
-        lines.into_iter().for_each(|line| vouched.add(&line.notes));
+        lines.into_iter().for_each(|line| vouched.add_line(line));
         vouched
+    }
+
+    /// Adds what a line says.
+    pub fn add_line(&mut self, line: &super::LedgerLine) {
+        self.add(&line.notes);
+        if line.seq >= self.tails.0 {
+            self.tails = (line.seq, line.tails.clone());
+        }
     }
 
     /// Adds what notes say.
@@ -114,6 +129,9 @@ impl Vouched {
                     if (first.bytes, &first.blake3) != (file.bytes, &file.blake3) {
                         self.again.insert(file.path.clone());
                     }
+                }
+                Note::Altered { path } => {
+                    self.altered.insert(path.clone());
                 }
                 Note::Retired(file) => {
                     // A segment is retired with its index, and named by its packets.
@@ -142,6 +160,32 @@ impl Vouched {
     /// Files that the ledger sealed more than once, each time with another content.
     pub fn sealed_again(&self) -> impl Iterator<Item = &str> {
         self.again.iter().map(String::as_str)
+    }
+
+    /// Open tails that were not what the sensor had written, before they were sealed.
+    pub fn altered(&self) -> impl Iterator<Item = &str> {
+        self.altered.iter().map(String::as_str)
+    }
+
+    /// Whether a file of the session log was made of an open tail that was altered.
+    #[must_use]
+    pub fn is_altered(&self, path: &str) -> bool {
+        let stem = |path: &str| Path::new(path).file_stem().map(std::ffi::OsStr::to_owned);
+        self.altered.iter().any(|altered| stem(altered) == stem(path))
+    }
+
+    /// The session log's files that were open at the newest line.
+    #[must_use]
+    pub fn tails(&self) -> &[OpenTail] {
+        &self.tails.1
+    }
+
+    /// Whether an open tail has become a sealed file since.
+    #[must_use]
+    pub fn is_sealed(&self, tail: &OpenTail) -> bool {
+        let stem = |path: &str| Path::new(path).file_stem().map(std::ffi::OsStr::to_owned);
+        let mut sealed = self.files.keys().filter(|path| path.ends_with(".parquet"));
+        sealed.any(|path| stem(path) == stem(&tail.path))
     }
 
     /// Every file that was ever sealed.
@@ -173,12 +217,34 @@ impl Vouched {
 pub fn check_file(
     store: &Store,
     file: &SealedFile,
-    mut progress: impl FnMut(u64),
+    progress: impl FnMut(u64),
 ) -> Result<(), FileProblem> {
-    if !is_place_of_a_sealed_file(&file.path) {
+    let (opened, found) = open(store.layout().root(), &file.path)?;
+    if found != file.bytes {
+        return Err(FileProblem::Size { expected: file.bytes, found });
+    }
+    let Some(expected) = &file.blake3 else { return Err(FileProblem::NotHashed) };
+    check_content(opened, expected, progress)
+}
+
+/// Compares an open tail with what a line said about it; it may have grown since.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_tail(root: &Path, tail: &OpenTail) -> Result<(), FileProblem> {
+    let (opened, found) = open(root, &tail.path)?;
+    if found < tail.bytes {
+        return Err(FileProblem::Size { expected: tail.bytes, found });
+    }
+    check_content(opened.take(tail.bytes), &tail.blake3, |_| {})
+}
+
+/// Opens a file that the ledger names, and tells its size.
+fn open(root: &Path, path: &str) -> Result<(File, u64), FileProblem> {
+    if !is_place_of_a_sealed_file(path) {
         return Err(FileProblem::BadPath);
     }
-    let path = store.layout().root().join(&file.path);
+    let path = root.join(path);
     let unreadable = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => FileProblem::Missing,
         _ => FileProblem::Unreadable(error.to_string()),
@@ -188,12 +254,16 @@ pub fn check_file(
     }
     // Whatever was put in its place meanwhile: nobody waits for the other end of a pipe.
     let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
-    let mut opened = opened.map_err(unreadable)?;
+    let opened = opened.map_err(unreadable)?;
     let found = opened.metadata().map_err(unreadable)?.len();
-    if found != file.bytes {
-        return Err(FileProblem::Size { expected: file.bytes, found });
-    }
-    let Some(expected) = &file.blake3 else { return Err(FileProblem::NotHashed) };
+    Ok((opened, found))
+}
+
+fn check_content(
+    mut opened: impl Read,
+    expected: &str,
+    mut progress: impl FnMut(u64),
+) -> Result<(), FileProblem> {
     let mut hasher = blake3::Hasher::new();
     let mut chunk = vec![0; CHUNK];
     loop {
@@ -211,7 +281,7 @@ pub fn check_file(
     if found.as_str() == expected {
         Ok(())
     } else {
-        Err(FileProblem::Hash { expected: expected.clone(), found: found.to_string() })
+        Err(FileProblem::Hash { expected: expected.to_owned(), found: found.to_string() })
     }
 }
 
@@ -238,7 +308,22 @@ pub fn check_sessions(
         .present()
         .filter(|file| file.path.ends_with(".parquet") && overlaps(file.first_ts, file.last_ts));
     for file in named {
-        check.take(file, check_file(store, file, |_| {}));
+        let outcome = match check_file(store, file, |_| {}) {
+            Ok(()) if vouched.is_altered(&file.path) => Err(FileProblem::Altered),
+            outcome => outcome,
+        };
+        check.take(file, outcome);
+    }
+    for tail in vouched.tails() {
+        let Err(problem) = check_tail(store.layout().root(), tail) else { continue };
+        // Sealed since, and the line that says so may still be to come.
+        let stem = Path::new(&tail.path).file_stem().unwrap_or_default().to_string_lossy();
+        if problem == FileProblem::Missing && sealed_names(store.layout())?.contains_key(&*stem) {
+            continue;
+        }
+        // Nobody knows which sessions were in it.
+        let (path, from, to) = (tail.path.clone(), Nanos::MIN, Nanos::MAX);
+        check.findings.push(FileFinding { path, problem, from, to });
     }
     // The directories last: a file that is sealed meanwhile is named by no line that was read.
     let mut unknown = Vec::new();

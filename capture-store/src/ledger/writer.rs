@@ -13,7 +13,7 @@ use crate::store::OwnedStore;
 use crate::time::now;
 
 use super::anchor::Anchor;
-use super::line::{LedgerLine, Note};
+use super::line::{LedgerLine, Note, OpenTail};
 use super::owed::Owed;
 
 /// Most bytes of a line that are looked at when the chain's end is searched.
@@ -263,6 +263,26 @@ struct End {
     /// Whether it bears a signature that is not this sensor's.
     forged: bool,
     notes: Vec<Note>,
+    tails: Vec<OpenTail>,
+}
+
+/// The session log's files that were open at the chain's last line, if the sensor signed it.
+pub(crate) fn last_tails(
+    layout: &Layout,
+    sensor: &str,
+    key: &PublicKey,
+) -> io::Result<Vec<OpenTail>> {
+    let dir = layout.ledger(sensor);
+    let mut last: Option<End> = None;
+    for name in layout::names_in(&dir)? {
+        if name.ends_with(".ndjson")
+            && let Some(end) = last_line(&dir.join(name), key)?
+            && last.as_ref().is_none_or(|last| last.seq < end.seq)
+        {
+            last = Some(end);
+        }
+    }
+    Ok(last.filter(|end| !end.forged).map(|end| end.tails).unwrap_or_default())
 }
 
 /// The last line that is one, and the hash of what stands last (the same, or a torn line).
@@ -292,16 +312,24 @@ fn end_of(tail: &[u8], key: &PublicKey) -> (Option<End>, bool) {
     if let Ok(line) = serde_json::from_slice::<LedgerLine>(last) {
         // Without its newline the line is complete all the same.
         let forged = signed::verify(key, Domain::LedgerLine, last) == Signature::Wrong;
-        let end = End { seq: line.seq, hash, torn: None, forged, notes: line.notes };
-        return (Some(end), true);
+        let LedgerLine { seq, notes, tails, .. } = line;
+        return (Some(End { seq, hash, torn: None, forged, notes, tails }), true);
     }
-    let before = lines.find_map(|line| serde_json::from_slice::<LedgerLine>(line).ok());
+    let before = lines.find_map(|text| {
+        let line = serde_json::from_slice::<LedgerLine>(text).ok()?;
+        Some((line, signed::verify(key, Domain::LedgerLine, text)))
+    });
     let certain = before.is_some();
-    // The torn line took the place behind the last whole one.
-    let (seq, notes) =
-        before.map_or((0, Vec::new()), |line| (line.seq.saturating_add(1), line.notes));
     let torn = Some(last.len() as u64);
-    (Some(End { seq, hash, torn, forged: false, notes }), certain)
+    // The torn line took the place behind the last whole one.
+    let mut end = End { seq: 0, hash, torn, forged: false, notes: Vec::new(), tails: Vec::new() };
+    if let Some((line, signature)) = before {
+        (end.seq, end.notes) = (line.seq.saturating_add(1), line.notes);
+        if signature == Signature::Valid {
+            end.tails = line.tails;
+        }
+    }
+    (Some(end), certain)
 }
 
 #[cfg(test)]

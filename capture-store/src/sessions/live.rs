@@ -25,6 +25,8 @@ pub(super) struct LiveWriter {
     file: File,
     encoder: StreamEncoder,
     len: u64,
+    /// Of what was written.
+    hasher: blake3::Hasher,
     torn: bool,
 }
 
@@ -32,7 +34,8 @@ impl LiveWriter {
     /// Creates the file; its first write also carries the schema.
     pub(super) fn create(path: &Path) -> io::Result<Self> {
         let encoder = StreamEncoder::try_new(&schema()).map_err(io::Error::other)?;
-        Ok(Self { file: layout::create_new(path)?, encoder, len: 0, torn: false })
+        let (file, hasher) = (layout::create_new(path)?, blake3::Hasher::new());
+        Ok(Self { file, encoder, len: 0, hasher, torn: false })
     }
 
     /// Appends a batch, all of it or nothing.
@@ -55,6 +58,7 @@ impl LiveWriter {
             self.torn = cut.is_err();
         })?;
         self.len += bytes.len() as u64;
+        self.hasher.update(&bytes);
         Ok(())
     }
 
@@ -66,6 +70,11 @@ impl LiveWriter {
     /// Bytes in the file.
     pub(super) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// BLAKE3 of them.
+    pub(super) fn hash(&self) -> blake3::Hash {
+        self.hasher.finalize()
     }
 
     /// Makes every further write fail, and leaves nothing to cut back.

@@ -11,6 +11,7 @@ use capture_flow::time::Nanos;
 
 use crate::drops::RowLossReason;
 use crate::layout::{self, Layout};
+use crate::ledger::OpenTail;
 use crate::store::{OwnedStore, RunId};
 use crate::time::HOUR_NS;
 
@@ -85,6 +86,8 @@ pub struct SessionLog {
     ready: VecDeque<(i64, RecordBatch)>,
     ready_rows: usize,
     pending: Vec<PendingSeal>,
+    /// Files handed out to be sealed, as they were then.
+    rotated: Vec<OpenTail>,
 }
 
 impl SessionLog {
@@ -103,6 +106,7 @@ impl SessionLog {
             ready: VecDeque::new(),
             ready_rows: 0,
             pending: Vec::new(),
+            rotated: Vec::new(),
         }
     }
 
@@ -173,6 +177,15 @@ impl SessionLog {
         Ok(())
     }
 
+    /// Files that are not sealed yet, as far as their rows are committed.
+    #[must_use]
+    pub fn tails(&mut self) -> Vec<OpenTail> {
+        let root = self.layout.root();
+        self.rotated.retain(|tail| root.join(&tail.path).exists());
+        let live = self.live.as_ref().map(|live| tail_of(&self.layout, live));
+        self.rotated.iter().cloned().chain(live).collect()
+    }
+
     /// Files that are due to be sealed at `now` (the engine's clock): full ones, and the open
     /// tail once its hour is over. Sealing may run on any thread, at any time; until then the
     /// rows are read from the open tail.
@@ -234,8 +247,20 @@ impl SessionLog {
         let Some(live) = self.live.take() else { return };
         // Without a row there is nothing to seal; what was torn off waits for the next file.
         if live.rows > 0 || layout::remove_if_there(&live.path).is_err() {
-            self.pending.push(PendingSeal::new(&self.layout, &self.sensor, live.path));
+            let tail = tail_of(&self.layout, &live);
+            let pending = PendingSeal::new(&self.layout, &self.sensor, live.path);
+            self.pending.push(pending.expecting(Some(tail.clone())));
+            self.rotated.push(tail);
         }
+    }
+}
+
+fn tail_of(layout: &Layout, live: &Live) -> OpenTail {
+    let path = live.path.strip_prefix(layout.root()).unwrap_or(&live.path);
+    OpenTail {
+        path: path.to_string_lossy().into_owned(),
+        bytes: live.writer.len(),
+        blake3: live.writer.hash().to_hex().to_string(),
     }
 }
 

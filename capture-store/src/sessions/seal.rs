@@ -17,7 +17,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use crate::layout::{self, Layout, TEMPORARY};
-use crate::ledger::SealedFile;
+use crate::ledger::{Note, OpenTail, SealedFile, check_tail};
 use crate::segment::DAMAGED;
 
 use super::live;
@@ -99,11 +99,27 @@ pub struct PendingSeal {
     layout: Layout,
     sensor: String,
     path: PathBuf,
+    /// What was written to it, as far as that is known.
+    expected: Option<Box<OpenTail>>,
 }
 
 impl PendingSeal {
     pub(crate) fn new(layout: &Layout, sensor: &str, path: PathBuf) -> Self {
-        Self { layout: layout.clone(), sensor: sensor.to_owned(), path }
+        Self { layout: layout.clone(), sensor: sensor.to_owned(), path, expected: None }
+    }
+
+    /// Knows what was written to the file.
+    pub(crate) fn expecting(self, expected: Option<OpenTail>) -> Self {
+        Self { expected: expected.map(Box::new), ..self }
+    }
+
+    /// What the ledger is to be told if the file is not what was written to it: somebody else, or
+    /// the disk, has changed it. It is sealed all the same, for what is there.
+    #[must_use]
+    pub fn altered(&self) -> Option<Note> {
+        let expected = self.expected.as_ref()?;
+        let found = check_tail(self.layout.root(), expected);
+        found.err().map(|_| Note::Altered { path: expected.path.clone() })
     }
 
     /// The open tail.

@@ -165,6 +165,11 @@ impl Sealing {
         }
         while let Ok(pending) = self.sessions.try_recv() {
             any = true;
+            if let Some(altered) = pending.altered() {
+                error!("{} was changed by somebody", pending.path().display());
+                self.store.owe(std::slice::from_ref(&altered));
+                let _ = self.news.send(KeeperNews::Altered(altered));
+            }
             self.seal_or_wait(Unsealed::Sessions(pending));
         }
         any
@@ -332,7 +337,7 @@ mod tests {
             let told = self.said.try_iter().filter_map(|news| match news {
                 KeeperNews::Sealed(files) => Some(Ok(files.len())),
                 KeeperNews::Said(text) => Some(Err(text)),
-                KeeperNews::Retired(_) => None,
+                KeeperNews::Retired(_) | KeeperNews::Altered(_) => None,
             });
             told.collect()
         }
