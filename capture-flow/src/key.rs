@@ -242,6 +242,9 @@ pub(crate) struct BriefKey {
 const NOT_WHOLE: u64 = 0x80;
 
 impl BriefKey {
+    /// Nobody's.
+    pub(crate) const NONE: Self = Self { addrs: 0, ports: 0 };
+
     /// Whether there is more to compare.
     #[inline]
     pub(crate) const fn is_whole(self) -> bool {
@@ -300,15 +303,7 @@ impl PackedKey {
     ) -> (Self, bool) {
         match (a.0, b.0) {
             (IpAddr::V4(x), IpAddr::V4(y)) => {
-                let (x, y) = ((u32::from(x), a.1), (u32::from(y), b.1));
-                let a_is_low = x <= y;
-                let (low, high) = if a_is_low { (x, y) } else { (y, x) };
-                let key = Self {
-                    addrs: [u64::from(low.0) << 32 | u64::from(high.0), 0, 0, 0],
-                    ports: ports(low.1, high.1, u32::from(ip_proto), FAMILY_V4),
-                    vlans: pack_vlans(vlans),
-                };
-                (key, a_is_low)
+                Self::of_v4((u32::from(x), a.1), (u32::from(y), b.1), ip_proto, vlans)
             }
             _ => {
                 let (a, b) = ((Address::Ip(a.0), a.1), (Address::Ip(b.0), b.1));
@@ -316,6 +311,43 @@ impl PackedKey {
                 (Self::from(&key), a <= b)
             }
         }
+    }
+
+    /// The same over IPv4.
+    #[inline]
+    pub(crate) fn of_v4(
+        a: (u32, u16),
+        b: (u32, u16),
+        ip_proto: u8,
+        vlans: (u16, u16),
+    ) -> (Self, bool) {
+        // Address and port as one number: one comparison.
+        let (x, y) = (u64::from(a.0) << 16 | u64::from(a.1), u64::from(b.0) << 16 | u64::from(b.1));
+        let (low, high) = (x.min(y), x.max(y));
+        let key = Self {
+            addrs: [(low >> 16) << 32 | high >> 16, 0, 0, 0],
+            ports: ports(low as u16, high as u16, u32::from(ip_proto), FAMILY_V4),
+            vlans: pack_vlans(vlans),
+        };
+        (key, x <= y)
+    }
+
+    /// The same over IPv6.
+    #[inline]
+    pub(crate) fn of_v6(
+        a: (u128, u16),
+        b: (u128, u16),
+        ip_proto: u8,
+        vlans: (u16, u16),
+    ) -> (Self, bool) {
+        let a_is_low = a <= b;
+        let (low, high) = if a_is_low { (a, b) } else { (b, a) };
+        let key = Self {
+            addrs: [(low.0 >> 64) as u64, low.0 as u64, (high.0 >> 64) as u64, high.0 as u64],
+            ports: ports(low.1, high.1, u32::from(ip_proto), FAMILY_V6),
+            vlans: pack_vlans(vlans),
+        };
+        (key, a_is_low)
     }
 
     /// The low and the high end.
@@ -434,6 +466,16 @@ mod tests {
         let ips = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let packed = PackedKey::from(&SessionKey::new(a, b, Protocol::TCP, (1, 2)));
         assert_eq!((packed, true), PackedKey::of((ips.0, 40000), (ips.1, 22), 6, (1, 2)));
+        for (low, high) in [("fe80::1", "fe80::2"), ("fe80::", "fe80::"), ("::9", "9::")] {
+            let (a, b): (Ipv6Addr, Ipv6Addr) = (low.parse().unwrap(), high.parse().unwrap());
+            let bits = |ip: Ipv6Addr, port| (u128::from(ip), port);
+            for (x, y) in [((a, 7), (b, 8)), ((b, 8), (a, 7)), ((a, 9), (b, 8))] {
+                assert_eq!(
+                    PackedKey::of((x.0.into(), x.1), (y.0.into(), y.1), 17, (3, 4)),
+                    PackedKey::of_v6(bits(x.0, x.1), bits(y.0, y.1), 17, (3, 4))
+                );
+            }
+        }
         assert_eq!((packed, false), PackedKey::of((ips.1, 22), (ips.0, 40000), 6, (1, 2)));
         assert_eq!(packed.ends(), [a, b]);
         assert_eq!(packed.protocol(), Protocol::TCP);

@@ -16,9 +16,9 @@ pub trait Memory {
 
 /// Memory that cannot be asked for anything.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Plain;
+pub struct AnyMemory;
 
-impl Memory for Plain {
+impl Memory for AnyMemory {
     #[inline]
     fn fetch<T>(_: &T) {}
 

@@ -83,7 +83,23 @@ impl Recorder {
         let Some(link) = frames.first().map(|frame| frame.link) else {
             return Room { frames: 0, refused: None };
         };
-        let alike = frames.iter().take(BATCH).take_while(|frame| frame.link == link).count();
+        let (mut alike, mut bytes) = (0, 0);
+        for frame in frames.iter().take(BATCH).take_while(|frame| frame.link == link) {
+            alike += 1;
+            bytes += frame.captured_len();
+        }
+        // Nearly always there is room for the whole batch.
+        if let Some(current) = &mut self.current
+            && current.link_type() == link
+            && current.fits(alike, bytes)
+        {
+            return Room { frames: alike, refused: None };
+        }
+        self.make_room(link, frames, alike)
+    }
+
+    #[cold]
+    fn make_room(&mut self, link: LinkType, frames: &[SourceFrame<'_>], alike: usize) -> Room {
         if let Some(fitting) = self.fitting(link, frames, alike) {
             return Room { frames: fitting, refused: None };
         }

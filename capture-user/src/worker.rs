@@ -1,5 +1,6 @@
 //! One core's loop: frames come in batches, are recorded, and become sessions.
 
+use std::array;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::{self, Thread};
@@ -170,21 +171,22 @@ impl Pipeline {
             }
             let mut jumbo = self.jumbo.as_slice();
 
-            let mut flat = [NO_FRAME; BATCH];
-            for (slot, frame) in flat.iter_mut().zip(piece) {
+            let recorder = &mut self.recorder;
+            let flat: [Frame<'_>; BATCH] = array::from_fn(|place| {
+                let Some(frame) = piece.get(place) else { return NO_FRAME };
                 let bytes = match frame.parts {
                     [whole] => whole,
                     _ => jumbo.split_off(..frame.captured_len()).unwrap_or_default(),
                 };
-                *slot = Frame {
+                Frame {
                     ts: frame.ts,
                     wire_len: frame.wire_len,
                     bytes,
                     link: frame.link,
                     iface: frame.iface,
-                    at: self.recorder.record(frame, room.refused),
-                };
-            }
+                    at: recorder.record(frame, room.refused),
+                }
+            });
             let mut sink = HandOff {
                 recorder: &mut self.recorder,
                 shared: &self.shared,

@@ -14,18 +14,18 @@ use crate::key::MacAddr;
 use crate::packet::{Checksum, Ip, Link, Net, Packet, TcpFlags, Transport};
 use crate::tunnel;
 
-const ETHER_IPV4: u16 = 0x0800;
-const ETHER_IPV6: u16 = 0x86dd;
+pub(super) const ETHER_IPV4: u16 = 0x0800;
+pub(super) const ETHER_IPV6: u16 = 0x86dd;
 /// Customer and service tags.
-const ETHER_VLAN: u16 = 0x8100;
-const ETHER_QINQ: u16 = 0x88a8;
+pub(super) const ETHER_VLAN: u16 = 0x8100;
+pub(super) const ETHER_QINQ: u16 = 0x88a8;
 
 /// Version 4, a header of five words.
-const IPV4_WITHOUT_OPTIONS: u8 = 0x45;
+pub(super) const IPV4_WITHOUT_OPTIONS: u8 = 0x45;
 /// More fragments, and the offset.
-const IPV4_FRAGMENT: u16 = 0x3fff;
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
+pub(super) const IPV4_FRAGMENT: u16 = 0x3fff;
+pub(super) const IPV4_HEADER: usize = 20;
+pub(super) const IPV6_HEADER: usize = 40;
 
 /// Decodes a plain frame; `None` says that the frame needs the full decoder, not that anything
 /// is wrong with it.

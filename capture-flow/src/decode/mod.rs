@@ -12,6 +12,7 @@
 pub(crate) mod bytes;
 mod checksum;
 mod fast;
+mod glance;
 mod ip;
 mod ip6;
 mod link;
@@ -24,6 +25,8 @@ mod wireless;
 #[cfg(test)]
 mod tests;
 
+pub use glance::Glance;
+pub(crate) use glance::{Addresses, TcpGlance};
 pub use undecodable::Undecodable;
 pub use unread::{Unread, UnreadIp, UnreadReason, unread};
 
@@ -136,6 +139,14 @@ impl Decoder {
     #[must_use]
     pub fn fast<'a>(&self, frame: &Frame<'a>) -> Option<Packet<'a>> {
         fast::decode(frame, self.verify)
+    }
+
+    /// Takes a glance at a frame whose checksums nobody asked to verify: the fields that a session
+    /// in full swing needs. `None` says that the frame needs [`Self::fast`] or [`Self::decode`].
+    #[inline]
+    #[must_use]
+    pub fn glance<'a>(&self, frame: &Frame<'a>) -> Option<Glance<'a>> {
+        if self.verify { None } else { glance::glance(frame) }
     }
 
     /// Decodes any frame.

@@ -19,6 +19,7 @@ use crate::uid::UidSource;
 use super::index::{self, Index};
 use super::lists::{ByLimit, ByRow, List};
 use super::session::{self, Cold, Flags, Hot, Kind, Links, NONE, Place};
+use super::steady::Plain;
 use super::tuple::Tuple;
 
 /// Bytes that one session takes, its share of the index included.
@@ -100,16 +101,16 @@ pub(super) struct Core<M> {
     /// the table's own memory.
     pub(super) holed: u32,
     pub(super) max_holed: u32,
-    limits: IdleLimits,
+    pub(super) limits: IdleLimits,
     interim: NanosDelta,
-    index: Index,
+    pub(super) index: Index,
     /// Slots to use again, linked through `limit.next`.
     free: u32,
     capacity: usize,
     by_limit: [List<ByLimit>; Class::COUNT],
     by_row: List<ByRow>,
     /// No session has been given a row later than this.
-    latest_row: Nanos,
+    pub(super) latest_row: Nanos,
     /// Where the frame lies that was recorded last: a session keeps half of a segment's number.
     pub(super) recorded: PcapPosition,
     /// No session expires and none is due a row before this.
@@ -175,29 +176,24 @@ impl<M: Memory> Core<M> {
     }
 
     #[inline]
-    pub(super) fn count_frame(&mut self, frame: &Frame<'_>) {
-        self.stats.frames += 1;
-        self.stats.frame_bytes += u64::from(frame.wire_len);
+    pub(super) fn count_frames(&mut self, frames: &[Frame<'_>]) {
+        self.stats.frames += frames.len() as u64;
+        self.stats.frame_bytes += frames.iter().map(|frame| u64::from(frame.wire_len)).sum::<u64>();
     }
 
     pub(super) fn uid(&self, slot: u32) -> Uid {
         self.uids.uid(self.cold[slot as usize].serial)
     }
 
-    /// Sends for the index's cache line of a key.
+    /// Second stage: sends for the cache lines of a frame's session, and tells its slot: a guess.
     #[inline]
-    pub(super) fn fetch_index(&self, tuple: &Tuple) {
-        M::fetch(self.index.home_of(tuple.hash));
-    }
-
-    /// Sends for the cache lines of a key's session, and tells its slot: a guess.
-    #[inline]
-    pub(super) fn fetch_session(&self, tuple: &Tuple) -> u32 {
-        let Some(slot) = self.index.likely(tuple.hash) else { return NONE };
+    pub(super) fn fetch_session(&self, plain: &Plain) -> u32 {
+        let likely = if plain.is_some { self.index.likely(plain.hash) } else { None };
+        let Some(slot) = likely else { return NONE };
         if let Some(hot) = self.hot.get(slot as usize) {
             M::fetch(hot);
         }
-        if tuple.kind == Kind::Tcp
+        if plain.is_tcp()
             && let Some(tcp) = self.tcp.get(slot as usize)
         {
             M::fetch(tcp);

@@ -1,10 +1,11 @@
 //! The sessions of one worker.
 //!
 //! A batch of frames goes through three stages, so that the memory of one frame's session is on
-//! its way while others are worked on: decode the headers of every frame, hash its key and send
-//! for the index's line; find each one's likely session and send for every line that accounting
-//! will need; then account them in order. Only the last stage changes anything, so the first two
-//! may guess.
+//! its way while others are worked on: take a glance at the headers of every frame, hash its key
+//! and send for the index's line; find each one's likely session and send for every line that
+//! accounting will need; then account them in order. Only the last stage changes anything, so the
+//! first two may guess. Nearly every frame is accounted in a few steps (`steady`), the others by
+//! the whole book (`account`, `stream`).
 
 mod account;
 mod core;
@@ -12,14 +13,15 @@ mod index;
 mod lists;
 mod row;
 mod session;
+mod steady;
 mod stream;
 mod tuple;
 
 use crate::config::{ConfigError, FlowConfig};
 use crate::decode::{Counted, Decoded, Decoder, HeldFrame, IncompleteDatagram, PacketVisitor};
 use crate::frame::Frame;
-use crate::key::FlowHash;
-use crate::memory::{Memory, Plain};
+use crate::key::{FlowHash, PackedKey};
+use crate::memory::{AnyMemory, Memory};
 use crate::packet::{Net, Packet};
 use crate::record::Uid;
 use crate::sink::{Mark, Sink};
@@ -28,10 +30,10 @@ use crate::time::Nanos;
 
 use account::Origin;
 use core::Core;
-use tuple::Tuple;
+use steady::Plain;
 
 /// Frames in flight between the stages.
-const PIPELINE: usize = 32;
+const PIPELINE: usize = 64;
 
 /// Sessions that surround a packet: no decoder opens more tunnels in each other.
 const MAX_PARENTS: usize = 16;
@@ -41,9 +43,12 @@ const MAX_PARENTS: usize = 16;
 ///
 /// `M` is how memory can be asked for things; see [`crate::memory`].
 #[derive(Debug)]
-pub struct SessionTable<M = Plain> {
+pub struct SessionTable<M = AnyMemory> {
     decoder: Decoder,
     core: Core<M>,
+    /// Frames between the stages, and those of their keys that are not brief.
+    plain: Box<[Plain; PIPELINE]>,
+    wide: Box<[PackedKey; PIPELINE]>,
     /// Where the recorder keeps the number of [`FlowHash::UNREAD`].
     unread: Mark,
 }
@@ -72,45 +77,53 @@ impl<M: Memory> SessionTable<M> {
     pub fn in_memory(config: FlowConfig) -> Result<Self, ConfigError> {
         config.validate()?;
         let decoder = Decoder::new(&config);
-        Ok(Self { decoder, core: Core::new(config)?, unread: Mark::default() })
+        Ok(Self {
+            decoder,
+            core: Core::new(config)?,
+            plain: Box::new([Plain::NONE; PIPELINE]),
+            wide: Box::new([PackedKey::default(); PIPELINE]),
+            unread: Mark::default(),
+        })
     }
 
     /// Accounts a batch of frames, in order, all of them recorded by one worker or not at all.
     /// Each frame's own time moves the timers.
     pub fn observe_batch(&mut self, frames: &[Frame<'_>], sink: &mut impl Sink) {
         for chunk in frames.chunks(PIPELINE) {
-            let mut plain: [Option<(Packet<'_>, Tuple)>; PIPELINE] = [None; PIPELINE];
-            for (place, frame) in plain.iter_mut().zip(chunk) {
-                *place = self.decoder.fast(frame).and_then(|packet| {
-                    let tuple = self.core.tuple(&packet)?;
-                    self.core.fetch_index(&tuple);
-                    Some((packet, tuple))
-                });
+            for ((plain, wide), frame) in self.plain.iter_mut().zip(self.wide.iter_mut()).zip(chunk)
+            {
+                self.core.look(&self.decoder, frame, plain, wide);
             }
-            let mut guesses = [session::NONE; PIPELINE];
-            for (guess, plain) in guesses.iter_mut().zip(&plain) {
-                if let Some((_, tuple)) = plain {
-                    *guess = self.core.fetch_session(tuple);
-                }
+            for plain in self.plain.iter_mut().take(chunk.len()) {
+                plain.slot = self.core.fetch_session(plain);
             }
-            for ((plain, guess), frame) in plain.iter().zip(guesses).zip(chunk) {
+            self.core.count_frames(chunk);
+            for (place, frame) in chunk.iter().enumerate() {
                 self.core.tick(frame.ts, sink);
-                match plain {
-                    Some((packet, tuple)) => {
-                        self.core.count_frame(frame);
-                        self.core.packet(packet, tuple, guess, &Origin::of(frame), sink);
-                    }
-                    None => self.decode(frame, sink),
+                let (plain, wide) = (&self.plain[place], &self.wide[place]);
+                if !self.core.steady(frame, plain, wide, sink) {
+                    self.observe(frame, plain.slot, sink);
                 }
             }
         }
         self.refresh_stats();
     }
 
+    /// Accounts any frame. `guess` may be the slot of its session.
+    #[inline(never)]
+    fn observe(&mut self, frame: &Frame<'_>, guess: u32, sink: &mut impl Sink) {
+        let plain = self.decoder.fast(frame);
+        match plain.and_then(|packet| Some((packet, self.core.tuple(&packet)?))) {
+            Some((packet, tuple)) => {
+                self.core.packet(&packet, &tuple, guess, &Origin::of(frame), sink);
+            }
+            None => self.decode(frame, sink),
+        }
+    }
+
     #[inline(never)]
     fn decode(&mut self, frame: &Frame<'_>, sink: &mut impl Sink) {
-        let Self { decoder, core, unread } = self;
-        core.count_frame(frame);
+        let Self { decoder, core, unread, .. } = self;
         let before = *decoder.inner_stats();
         let mut visitor = Visitor::new(core, Origin::of(frame), sink);
         decoder.advance(frame.ts, &mut visitor);
@@ -226,3 +239,6 @@ impl<M: Memory, S: Sink> PacketVisitor for Visitor<'_, M, S> {
         self.core.incomplete(datagram, self.origin.ts, self.sink);
     }
 }
+
+#[cfg(test)]
+mod tests;

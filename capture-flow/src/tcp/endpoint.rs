@@ -1,5 +1,6 @@
 //! One end of a TCP session: its state and its sequence numbers.
 
+use super::reassembly::MAX_DATA_WITHOUT_FURTHER_ACKS;
 use super::{Segment, TOO_LARGE_SEQ_DELTA};
 
 /// Zeek's states of an end (TCP_Endpoint.h).
@@ -70,6 +71,20 @@ pub(crate) struct Rare {
     /// While nothing was heard of it: the highest of its numbers that the other end acknowledged, as
     /// on the wire.
     pub(super) unheard_acked: Option<u32>,
+}
+
+/// What data in order changes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    last_seq: u32,
+    delivered: Relative,
+}
+
+/// What an acknowledgement of data that was seen changes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Acknowledged {
+    ack_seq: u32,
+    trimmed: Relative,
 }
 
 /// A relative sequence number; the stream starts at 1, behind the SYN.
@@ -200,6 +215,62 @@ impl Endpoint {
         }
         self.last_seq = past;
         false
+    }
+
+    /// Whether it is established, nothing ended it, and the bytes it sends are followed.
+    #[inline]
+    pub(super) fn is_open(&self) -> bool {
+        self.state == EndState::Established && !self.did_close && !self.fin_seen && !self.skip
+    }
+
+    /// What becomes of its numbers if it sends the next `len` bytes of its stream from `seq` on,
+    /// the bytes before them having been seen and acknowledged in due time. `None` if they are
+    /// others, or if there is more to it.
+    #[inline]
+    pub(super) fn next_data(&self, seq: u32, len: u32) -> Option<Sent> {
+        if seq != self.last_seq {
+            return None;
+        }
+        if len == 0 {
+            return Some(Sent { last_seq: seq, delivered: self.delivered });
+        }
+        let last_seq = seq.checked_add(len)?;
+        let (from, underflow) = self.relative_seq(seq);
+        let delivered = from.wrapping_add(u64::from(len));
+        let is_next = from >= self.acknowledged()
+            && from >= self.trimmed.0
+            && from <= self.delivered.0
+            && delivered > self.delivered.0
+            && delivered - self.trimmed.0 <= MAX_DATA_WITHOUT_FURTHER_ACKS
+            && len < TOO_LARGE_SEQ_DELTA as u32;
+        (is_next && !underflow && !self.no_data_acked())
+            .then_some(Sent { last_seq, delivered: Relative(delivered) })
+    }
+
+    /// Takes what [`Self::next_data`] gave.
+    #[inline]
+    pub(super) fn take_data(&mut self, sent: Sent) {
+        self.last_seq = sent.last_seq;
+        self.delivered = sent.delivered;
+    }
+
+    /// What becomes of its numbers if the other end acknowledges up to `ack`, all of which was
+    /// seen. `None` if there is more to it.
+    #[inline]
+    pub(super) fn next_ack(&self, ack: u32) -> Option<Acknowledged> {
+        let (relative, underflow) = self.relative_ack(ack);
+        let goes_back = ack < self.ack_seq || distance(self.ack_seq, ack) < 0;
+        if goes_back || ack == 0 || underflow || relative > self.delivered.0 {
+            return None;
+        }
+        Some(Acknowledged { ack_seq: ack, trimmed: Relative(relative.max(self.trimmed.0)) })
+    }
+
+    /// Takes what [`Self::next_ack`] gave.
+    #[inline]
+    pub(super) fn take_ack(&mut self, acknowledged: Acknowledged) {
+        self.ack_seq = acknowledged.ack_seq;
+        self.trimmed = acknowledged.trimmed;
     }
 
     /// One past the highest number sent, with its wraps.

@@ -245,6 +245,37 @@ impl Tcp {
         effect
     }
 
+    /// Accounts a segment of an established session that brings what comes next, and acknowledges
+    /// what came: [`Self::segment`] would write no letter and change no state. False if it is
+    /// anything else; nothing was changed then.
+    #[inline]
+    pub(crate) fn next_in_order(&mut self, is_orig: bool, segment: &Segment) -> bool {
+        const CONTROL: u8 = TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST | TcpFlags::ACK;
+        let letter = if segment.len > 0 { once::DATA } else { once::ACK };
+        let letter = if is_orig { letter } else { letter << 16 };
+        let has_holes = self.has_holes();
+        let [orig, resp] = &mut self.ends;
+        let (me, you) = if is_orig { (orig, resp) } else { (resp, orig) };
+        if segment.flags.0 & CONTROL != TcpFlags::ACK
+            || segment.window == 0
+            || self.seen & letter == 0
+            || self.first_seen != [true, true]
+            || has_holes
+            || !me.is_open()
+            || !you.is_open()
+            || !(segment.whole || segment.len == 0)
+        {
+            return false;
+        }
+        let sent = me.next_data(segment.seq, segment.len);
+        let acknowledged = you.next_ack(segment.ack);
+        let (Some(sent), Some(acknowledged)) = (sent, acknowledged) else { return false };
+        // The acknowledgement first, as everywhere.
+        you.take_ack(acknowledged);
+        me.take_data(sent);
+        true
+    }
+
     /// Whether a SYN-ACK is all there is so far: a scan, or a session whose SYN was missed.
     #[inline]
     pub(crate) fn only_syn_ack(&self) -> bool {

@@ -12,7 +12,7 @@ const MAX_INITIAL_WINDOW: u64 = 16_384;
 const MAX_ABOVE_HOLE_WITHOUT_ACKS: u64 = 16_384;
 /// Data without a further acknowledgement, beyond which Zeek gives the stream up
 /// (`tcp_excessive_data_without_further_acks`).
-const MAX_DATA_WITHOUT_FURTHER_ACKS: u64 = 10 * 1024 * 1024;
+pub(super) const MAX_DATA_WITHOUT_FURTHER_ACKS: u64 = 10 * 1024 * 1024;
 
 /// Ranges that one direction may hold beyond its holes. A stream with more holes than that has
 /// its smallest ones forgotten.

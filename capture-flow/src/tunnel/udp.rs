@@ -18,6 +18,12 @@ const fn is_tunnel_port(port: u16) -> bool {
     matches!(port, GTP_C | GTP_U | TEREDO | GRE | VXLAN | AYIYA | GENEVE)
 }
 
+/// Whether a port is anywhere near those of tunnels; most are not.
+#[inline]
+const fn is_near_tunnel_ports(port: u16) -> bool {
+    port >= GTP_C && port <= GENEVE
+}
+
 /// GTP is never carried in GTP, so what is on its port there is something else.
 pub(crate) const fn is_gtp_port(port: u16) -> bool {
     matches!(port, GTP_C | GTP_U)
@@ -27,6 +33,17 @@ pub(crate) const fn is_gtp_port(port: u16) -> bool {
 /// wrong in saying no.
 #[inline]
 pub(crate) fn possible_over_udp(src_port: u16, dst_port: u16, payload: &[u8]) -> bool {
+    let odd = match payload {
+        // AYIYA's type of signature, Teredo's headers, an IPv6 header.
+        [0 | 0x60..=0x6f, ..] | [_, 0x52, ..] => true,
+        _ => false,
+    };
+    (odd || is_near_tunnel_ports(src_port) || is_near_tunnel_ports(dst_port))
+        && is_possible_over_udp(src_port, dst_port, payload)
+}
+
+#[inline(never)]
+fn is_possible_over_udp(src_port: u16, dst_port: u16, payload: &[u8]) -> bool {
     is_tunnel_port(src_port)
         || is_tunnel_port(dst_port)
         || looks_like_ayiya(payload)
@@ -228,6 +245,27 @@ mod tests {
 
     fn is_ip(enclosed: Enclosed<'_>, len: usize) -> bool {
         matches!(enclosed, Enclosed::Step(Step::Ip(inner)) if inner.len() == len)
+    }
+
+    #[test]
+    fn a_glance_at_a_datagram_misses_no_tunnel() {
+        let mut payload = [0_u8; 60];
+        for port in 0..=u16::MAX {
+            assert!(!is_tunnel_port(port) || possible_over_udp(port, 9, &[1; 9]));
+        }
+        // Every beginning, with what may stand behind it.
+        for first in 0..=u16::MAX {
+            payload[..2].copy_from_slice(&first.to_be_bytes());
+            for third in [0, 1, 0x11] {
+                payload[2] = third;
+                for at in [8, 24] {
+                    payload[at..at + 4].copy_from_slice(&[0x20, 1, 0, 0]);
+                    let expected = looks_like_teredo(&payload) || looks_like_ayiya(&payload);
+                    assert_eq!(possible_over_udp(9, 9, &payload), expected);
+                    payload[at..at + 4].fill(0);
+                }
+            }
+        }
     }
 
     #[test]

@@ -39,9 +39,13 @@ pub struct SourceFrame<'a> {
 
 impl SourceFrame<'_> {
     /// Captured bytes over all parts.
+    #[inline]
     #[must_use]
     pub fn captured_len(&self) -> usize {
-        self.parts.iter().map(|part| part.len()).sum()
+        match self.parts {
+            [whole] => whole.len(),
+            parts => parts.iter().map(|part| part.len()).sum(),
+        }
     }
 }
 
