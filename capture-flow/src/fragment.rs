@@ -273,6 +273,11 @@ impl Datagram {
 
     fn take_in(&mut self, fragment: &Fragment<'_>, upper: u32) -> Overlap {
         let mut overlap = Overlap::None;
+        // Zeek puts fragments together whatever their protocol, IPv4 hosts only those of one. In
+        // IPv6 it is the first fragment's alone that counts.
+        if fragment.protocol != self.protocol && fragment.key.src.is_ipv4() {
+            overlap = Overlap::Contradicts;
+        }
         if fragment.offset == 0 {
             self.protocol = fragment.protocol;
         }

@@ -14,6 +14,11 @@ pub struct FlowStats {
     pub decoded: u64,
     /// Frames that count to no session, by [`Undecodable::index`].
     pub undecodable: [u64; Undecodable::ALL.len()],
+    /// Frames that count to a session and carry a tunnel of which something counts to none: it
+    /// could not be decoded.
+    pub inner_undecodable: u64,
+    /// The same because it lies too deep in other tunnels.
+    pub inner_too_deep: u64,
     /// Frames held as fragments right now: neither decoded nor undecodable yet.
     pub held: u64,
     /// Datagrams given up incomplete; their frames were counted to a session without ports.

@@ -6,6 +6,8 @@ mod common;
 #[path = "common/make.rs"]
 mod make;
 
+use std::collections::HashMap;
+
 use capture_flow::config::FlowConfig;
 use capture_flow::record::SessionRecord;
 use capture_flow::table::SessionTable;
@@ -225,6 +227,41 @@ fn completeness_is_never_ahead_of_the_rows() {
         };
         let before = (0..=second).filter(|&s| Nanos::from_parts(s, 0) < complete).count();
         assert!(rowed >= before as u64, "{rowed} frames in rows, {before} before {complete}");
+    }
+}
+
+/// Two sources of one worker, polled in turn: a frame may be older than one that was taken before
+/// it, and than the engine's clock.
+#[test]
+fn no_frame_that_came_late_is_taken_for_complete() {
+    let mut table = SessionTable::new(FlowConfig::default()).unwrap();
+    let mut sink = Collected::default();
+    let mut come: Vec<(Nanos, u16)> = Vec::new();
+    for step in 0..3_000_i64 {
+        let now = Nanos::from_parts(step / 10, (step % 10) as u32 * 100_000_000);
+        // By some milliseconds, now and then by seconds; new sessions and old ones.
+        let late = match step % 9 {
+            4 => NanosDelta::from_millis(40),
+            7 if step % 2 == 0 => NanosDelta::from_millis(2_500),
+            _ => NanosDelta(0),
+        };
+        let (ts, port) = (now - late, if step % 5 == 0 { 1 } else { 1_000 + (step / 3) as u16 });
+        let frame = make::udp(ts, (1, port), (100, 9), b"x");
+        table.observe_batch(&[frame.borrow(step as usize)], &mut sink);
+        table.advance(now, &mut sink);
+        come.push((ts, port));
+        let complete = table.complete_through(now);
+        assert!(now - complete <= NanosDelta::from_secs(130), "{complete} at {now}");
+        // Every frame of the time that is called complete is in a row of its session.
+        let rows: HashMap<_, _> = sink.rows.iter().map(|row| (row.uid, row)).collect();
+        let mut told: HashMap<u16, u64> = HashMap::new();
+        for row in rows.values() {
+            *told.entry(row.orig.port).or_default() += row.frames;
+        }
+        for (ts, port) in come.iter().filter(|(ts, _)| *ts < complete) {
+            let left = told.get_mut(port).and_then(|left| left.checked_sub(1).map(|l| *left = l));
+            assert!(left.is_some(), "a frame of {port} at {ts}, {complete} at {now}");
+        }
     }
 }
 

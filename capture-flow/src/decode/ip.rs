@@ -211,7 +211,13 @@ fn transport<V: PacketVisitor>(
         proto::IPV4 | proto::IPV6 => {
             Ok(enclosed(walk, body, cut_off, tunnel::ip_in_ip(ip.protocol, carried, cut_off)))
         }
-        proto::GRE => Ok(enclosed(walk, body, cut_off, tunnel::gre(carried, cut_off))),
+        proto::GRE => {
+            let inside = tunnel::gre(carried, cut_off);
+            if inside.is_none() && tunnel::is_strange_gre(carried) {
+                walk.leave_unopened();
+            }
+            Ok(enclosed(walk, body, cut_off, inside))
+        }
         proto::UDP => {
             let read = segment.read()?;
             let counted = count_read(walk, body, &read);
@@ -284,19 +290,46 @@ fn udp_tunnel<V: PacketVisitor>(
     read: &Read<'_>,
     cut_off: usize,
 ) {
-    if counted.tunnel_refused {
-        return;
+    let opened = !counted.tunnel_refused && open_udp(walk, counted, read, cut_off);
+    let Transport::Udp { src_port, dst_port } = read.transport else { return };
+    // One packet that is no tunnel's closes its session for all that follow, and whoever sends
+    // the first one says which end the responder is. What comes all the same is not lost sight of.
+    let carries = |walk: &Walk<'_, V>, port| {
+        matches!(
+            tunnel::over_udp(port, read.payload, cut_off),
+            Enclosed::Step(step) if walk.would_read(step, cut_off)
+        )
+    };
+    // Who looks at the frame again takes either end for the responder.
+    let counts = !opened && walk.unread.is_none();
+    if counts && (carries(walk, dst_port) || carries(walk, src_port)) {
+        walk.leave_unopened();
     }
+}
+
+/// Opens a tunnel over UDP. False if there is none, as far as its session tells.
+fn open_udp<V: PacketVisitor>(
+    walk: &mut Walk<'_, V>,
+    counted: Counted,
+    read: &Read<'_>,
+    cut_off: usize,
+) -> bool {
     let is_gtp = tunnel::is_gtp_port(counted.responder_port);
     if is_gtp && walk.in_gtp {
         walk.visitor.refuse_tunnel();
-        return;
+        return false;
     }
     match tunnel::over_udp(counted.responder_port, read.payload, cut_off) {
         Enclosed::Step(step) => {
             walk.enter(step, cut_off, is_gtp);
+            return true;
+        }
+        Enclosed::Unknown => {
+            walk.leave_unopened();
+            return true;
         }
         Enclosed::Nothing => {}
         Enclosed::Refused => walk.visitor.refuse_tunnel(),
     }
+    false
 }

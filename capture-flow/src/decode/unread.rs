@@ -29,6 +29,10 @@ pub enum UnreadReason {
     /// A tunnel that lies too deep in others.
     #[error("more tunnels in each other than are opened")]
     TooManyTunnels,
+    /// A tunnel that was not opened, because its session was not taken for one or its form is not
+    /// known.
+    #[error("a tunnel that was not opened")]
+    Unopened,
 }
 
 /// What can be said about something that was not read.
@@ -71,7 +75,30 @@ pub fn unread(frame: &Frame<'_>) -> Vec<Unread> {
             }
         }
     }
-    Vec::new()
+    // All of it can be read: then a tunnel in it was not opened, or it is a fragment of something.
+    let mut all = Vec::new();
+    for responder_sent in [false, true] {
+        match look_inside(frame, responder_sent) {
+            Some(found) => all.extend(found),
+            None => return Vec::new(),
+        }
+    }
+    all
+}
+
+/// What tunnels in the frame carry; `None` where that is a fragment, of which the frame alone
+/// does not tell what it is a part of.
+fn look_inside(frame: &Frame<'_>, responder_sent: bool) -> Option<Vec<Unread>> {
+    let mut fragments = FragmentTable::new(1 << 20, NanosDelta::from_secs(1));
+    let mut inner = InnerStats::default();
+    let mut ports = Ports { responder_sent };
+    let mut walk = Walk::new(frame, false, &mut fragments, &mut inner, &mut ports);
+    walk.unread = Some(Vec::new());
+    walk.shows_inside = true;
+    // Nothing is wrong with the frame: that was looked at before.
+    let _ = walk.walk(Step::LinkType(frame.link, frame.bytes));
+    let found = walk.unread.take().unwrap_or_default();
+    (fragments.stats().fragments == 0).then_some(found)
 }
 
 fn look(frame: &Frame<'_>, verify: bool, responder_sent: bool) -> Vec<Unread> {

@@ -2,10 +2,13 @@
 
 use super::undecodable::Undecodable;
 use super::unread::{Unread, UnreadIp, UnreadReason, glimpse};
-use super::{Counted, HeldFrame, InnerStats, PacketVisitor, ip, link, wireless};
+use super::{
+    Counted, HeldFrame, IncompleteDatagram, InnerStats, PacketVisitor, ip, link, wireless,
+};
 use crate::fragment::FragmentTable;
 use crate::frame::{Frame, LinkType};
 use crate::packet::{Link, Net, Packet};
+use crate::time::NanosDelta;
 
 /// Headers below IP around each other before a frame is given up: more than any network nests.
 const MAX_STEPS: usize = 32;
@@ -76,8 +79,24 @@ pub(super) struct Walk<'w, V> {
     held: HeldFrame,
     /// What could not be read, where somebody asks for that; the table does not.
     pub(super) unread: Option<Vec<Unread>>,
+    /// Whether that asks for what tunnels carry, although it can be read.
+    pub(super) shows_inside: bool,
     /// The IP header of what could not be read.
     unread_ip: Option<UnreadIp>,
+}
+
+/// Tells whether there was a packet of IP.
+struct SeesIp(bool);
+
+impl PacketVisitor for SeesIp {
+    fn packet(&mut self, packet: &Packet<'_>, _: &[HeldFrame]) -> Counted {
+        self.0 |= packet.net != Net::None;
+        Counted::default()
+    }
+
+    fn refuse_tunnel(&mut self) {}
+
+    fn incomplete(&mut self, _: &IncompleteDatagram<'_>) {}
 }
 
 impl<'w, V: PacketVisitor> Walk<'w, V> {
@@ -109,8 +128,42 @@ impl<'w, V: PacketVisitor> Walk<'w, V> {
                 inconsistent: false,
             },
             unread: None,
+            shows_inside: false,
             unread_ip: None,
         }
+    }
+
+    /// Whether what a tunnel carries would be read as IP, if it were opened. Counts nothing.
+    #[cold]
+    pub(super) fn would_read(&self, step: Step<'_>, missing: usize) -> bool {
+        if self.tunnels >= MAX_TUNNELS {
+            // Nobody looks that deep.
+            return true;
+        }
+        let nothing = Frame {
+            ts: self.held.ts,
+            wire_len: 0,
+            bytes: &[],
+            link: LinkType::ETHERNET,
+            iface: self.held.iface,
+            at: None,
+        };
+        let mut fragments = FragmentTable::new(1 << 16, NanosDelta::from_secs(1));
+        let mut inner = InnerStats::default();
+        let mut seen = SeesIp(false);
+        let mut walk = Walk::new(&nothing, self.verify, &mut fragments, &mut inner, &mut seen);
+        walk.missing = missing;
+        // No deeper than the others.
+        walk.tunnels = self.tunnels + 1;
+        let found = walk.walk(step);
+        matches!(found, Ok(Found::Held)) || seen.0
+    }
+
+    /// A tunnel here carries, or may carry, something that nobody reads.
+    #[cold]
+    pub(super) fn leave_unopened(&mut self) {
+        self.inner.undecodable += 1;
+        self.note_unread(UnreadReason::Unopened);
     }
 
     /// Follows the headers from `first` on.
@@ -128,6 +181,10 @@ impl<'w, V: PacketVisitor> Walk<'w, V> {
                 Step::Wireless(bytes) => wireless::header(&mut self.link, bytes)?,
                 Step::Subframes(bytes) => return self.subframes(bytes),
                 Step::Ip(bytes) => {
+                    if self.shows_inside && self.tunnels > 0 {
+                        self.unread_ip = glimpse(bytes);
+                        self.note_unread(UnreadReason::Unopened);
+                    }
                     let found = ip::packet(self, bytes);
                     if found.is_err() && self.unread.is_some() {
                         self.unread_ip = glimpse(bytes);

@@ -42,6 +42,19 @@ const HOLED_LEAST: u32 = 64;
 /// in its time, or a forged one.
 const OTHER_CLOCK: NanosDelta = NanosDelta::from_secs(2 * 3600);
 
+/// A frame that is older than one that came before it by no more than this is nothing unusual:
+/// sources are polled in turn, and the engine's clock moves while frames are on their way.
+const MOST_BEHIND: NanosDelta = NanosDelta::from_secs(1);
+
+/// Frames that came out of order by more than that.
+#[derive(Clone, Copy, Debug)]
+struct Late {
+    /// The earliest time of one.
+    earliest: Nanos,
+    /// Every session has had a row since they came once no session's row is as old as this.
+    until: Nanos,
+}
+
 /// Ports that servers own, one bit each.
 pub(super) struct ServerPorts {
     tcp: Box<[u64; 1024]>,
@@ -115,9 +128,12 @@ pub(super) struct Core<M> {
     pub(super) recorded: PcapPosition,
     /// No session expires and none is due a row before this.
     next_due: Nanos,
-    /// The earliest time of a frame that came later than its session's last row, and the clock
-    /// when the last such frame came.
-    late: Option<(Nanos, Nanos)>,
+    /// How much older than its session's `row_time` a frame without a row may be, late ones
+    /// aside.
+    behind: NanosDelta,
+    /// Late frames, and those that came while not every session had had a row since the first:
+    /// were they one, frames that come late all the time would leave nothing complete for ever.
+    late: [Option<Late>; 2],
     memory: PhantomData<M>,
 }
 
@@ -170,7 +186,8 @@ impl<M: Memory> Core<M> {
             latest_row: Nanos::MIN,
             recorded: PcapPosition { worker: config.worker, segment: 0, offset: 0 },
             next_due: Nanos::MAX,
-            late: None,
+            behind: NanosDelta(0),
+            late: [None; 2],
             memory: PhantomData,
         })
     }
@@ -254,9 +271,8 @@ impl<M: Memory> Core<M> {
         let hot = &mut self.hot[slot as usize];
         hot.moved = coarse(self.clock);
         let class = hot.class;
-        self.places[slot as usize].row_time = self.clock;
-        self.latest_row = self.latest_row.max(self.clock);
         self.index.insert(hash, slot);
+        self.set_row_time(slot, self.clock);
         self.by_limit[class as usize].push_back(&mut self.places, slot);
         self.by_row.push_back(&mut self.places, slot);
         self.next_due = self.next_due.min(self.due(slot)).min(self.clock + self.interim);
@@ -390,10 +406,47 @@ impl<M: Memory> Core<M> {
     /// Notes a frame that is older than its session's last row.
     #[inline]
     pub(super) fn note_time(&mut self, slot: u32, ts: Nanos) {
-        if ts < self.latest_row && ts < self.places[slot as usize].row_time {
-            let earliest = self.late.map_or(ts, |(earliest, _)| earliest.min(ts));
-            self.late = Some((earliest, self.clock));
+        if ts < self.latest_row {
+            let row_time = self.places[slot as usize].row_time;
+            if ts < row_time {
+                self.note_late(ts, row_time);
+            }
         }
+    }
+
+    /// A session whose row is of `row_time` has a frame of `ts` that no row tells of.
+    #[cold]
+    fn note_late(&mut self, ts: Nanos, row_time: Nanos) {
+        let behind = row_time - ts;
+        if behind <= MOST_BEHIND {
+            self.behind = self.behind.max(behind);
+            return;
+        }
+        let oldest =
+            self.by_row.head().map_or(Nanos::MAX, |slot| self.places[slot as usize].row_time);
+        let [first, second] = &mut self.late;
+        if first.is_none_or(|late| oldest > late.until) {
+            *first = second.take();
+        }
+        let late = if first.is_none() { first } else { second };
+        let earliest = late.map_or(ts, |late| late.earliest.min(ts));
+        *late = Some(Late { earliest, until: self.clock.max(self.latest_row) });
+    }
+
+    /// Notes that a session, about to be the last in the order of rows, has a row of now, or is
+    /// new. Frames do not come in order, the rows' times stay so: the first of the list tells
+    /// how far every session has a row.
+    #[inline]
+    fn set_row_time(&mut self, slot: u32, now: Nanos) {
+        let mut row_time = now;
+        if now < self.latest_row {
+            self.note_late(now, self.latest_row);
+            if self.latest_row - now <= MOST_BEHIND {
+                row_time = self.latest_row;
+            }
+        }
+        self.places[slot as usize].row_time = row_time;
+        self.latest_row = self.latest_row.max(row_time);
     }
 
     /// Moves the clock and does what is due.
@@ -401,6 +454,9 @@ impl<M: Memory> Core<M> {
     pub(super) fn tick(&mut self, now: Nanos, sink: &mut impl Sink) {
         let stepped_back = self.clock > now + OTHER_CLOCK;
         self.clock = now;
+        if stepped_back {
+            self.latest_row = now;
+        }
         if now >= self.next_due || stepped_back {
             self.run_timers(now, sink);
         }
@@ -450,8 +506,7 @@ impl<M: Memory> Core<M> {
             if hot.flags.has(Flags::NEWS) {
                 self.write_row(slot, RowReason::Interim, sink);
             }
-            self.places[slot as usize].row_time = now;
-            self.latest_row = self.latest_row.max(now);
+            self.set_row_time(slot, now);
             self.by_row.move_to_back(&mut self.places, slot);
         }
         self.next_due = next_due;
@@ -475,17 +530,15 @@ impl<M: Memory> Core<M> {
             self.end(slot, RowReason::Shutdown, sink);
         }
         self.next_due = Nanos::MAX;
-        self.late = None;
+        self.late = [None; 2];
     }
 
     pub(super) fn complete_through(&self, now: Nanos) -> Nanos {
         let Some(head) = self.by_row.head() else { return now };
-        let row_time = self.places[head as usize].row_time.min(now);
-        match self.late {
-            // Every session has had a row since that frame once the head's row is younger.
-            Some((earliest, clock)) if row_time <= clock => row_time.min(earliest),
-            _ => row_time,
-        }
+        let row_time = self.places[head as usize].row_time;
+        let late = self.late.iter().flatten().filter(|late| row_time <= late.until);
+        let late = late.map(|late| late.earliest).min().unwrap_or(Nanos::MAX);
+        now.min(row_time - self.behind).min(late)
     }
 
     /// The time of a session's last frame.

@@ -142,8 +142,15 @@ impl<M: Memory> SessionTable<M> {
                 }
             }
         }
+        let inner = decoder.inner_stats();
+        let hides = *inner != before;
+        if hides && !is_unread {
+            let undecodable = inner.undecodable != before.undecodable;
+            core.stats.inner_undecodable += u64::from(undecodable);
+            core.stats.inner_too_deep += u64::from(!undecodable);
+        }
         // Who asks what was on the wire must be shown the frames of which nobody can tell.
-        if (is_unread || *decoder.inner_stats() != before)
+        if (is_unread || hides)
             && let Some(at) = frame.at
         {
             sink.touch(at, FlowHash::UNREAD, unread);

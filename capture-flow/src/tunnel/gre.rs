@@ -47,6 +47,17 @@ pub(crate) fn gre(bytes: &[u8], missing: usize) -> Option<Step<'_>> {
     }
 }
 
+/// Whether a packet is GRE of a form that [`gre`] does not understand, and may carry another.
+pub(crate) fn is_strange(bytes: &[u8]) -> bool {
+    let (Some(flags), Some(protocol)) = (be16(bytes, 0), be16(bytes, 2)) else { return false };
+    let version_is_known = match flags & VERSION {
+        0 => true,
+        1 => protocol == PPTP,
+        _ => false,
+    };
+    flags & (ROUTING | RESERVED) != 0 || !version_is_known
+}
+
 fn plain(protocol: u16, flags: u16, payload: &[u8]) -> Option<Step<'_>> {
     let ethernet = |header_len: usize| {
         let frame = payload.get(header_len..)?;

@@ -8,7 +8,7 @@
 mod gre;
 mod udp;
 
-pub(crate) use gre::gre;
+pub(crate) use gre::{gre, is_strange as is_strange_gre};
 pub(crate) use udp::{is_gtp_port, over_udp, possible_over_udp};
 
 use crate::decode::bytes::{be16, byte};
@@ -22,6 +22,8 @@ pub(crate) enum Enclosed<'a> {
     Step(Step<'a>),
     /// The tunnel's own signalling.
     Nothing,
+    /// A form of the tunnel that is not understood: it may carry a packet.
+    Unknown,
     /// Something else: the session is no tunnel.
     Refused,
 }

@@ -1,6 +1,7 @@
 //! Tunnels over UDP: VXLAN (RFC 7348), GENEVE (RFC 8926), GTP-U (3GPP TS 29.281), GRE
 //! (RFC 8086), Teredo (RFC 4380) and AYIYA.
 
+use super::gre::is_strange;
 use super::{Enclosed, Fit, gre, ip_fit, is_whole_ip};
 use crate::decode::bytes::{be16, byte};
 use crate::decode::transport::proto;
@@ -56,7 +57,11 @@ pub(crate) fn over_udp(responder_port: u16, payload: &[u8], missing: usize) -> E
     match responder_port {
         VXLAN => vxlan(payload),
         GENEVE => geneve(payload),
-        GRE => gre(payload, missing).map_or(Enclosed::Nothing, Enclosed::Step),
+        GRE => match gre(payload, missing) {
+            Some(step) => Enclosed::Step(step),
+            None if is_strange(payload) => Enclosed::Unknown,
+            None => Enclosed::Nothing,
+        },
         GTP_C | GTP_U => gtp(payload, missing),
         TEREDO => teredo(payload, missing),
         AYIYA => ayiya(payload),
@@ -89,7 +94,7 @@ fn geneve(bytes: &[u8]) -> Enclosed<'_> {
         return Enclosed::Refused;
     }
     if first >> 6 != 0 {
-        return Enclosed::Nothing;
+        return Enclosed::Unknown;
     }
     let options_len = usize::from(first & 0x3f) * 4;
     let Some(inner) = bytes.get(HEADER + options_len..) else {
@@ -286,7 +291,7 @@ mod tests {
         assert!(is_ip(geneve(&bytes), 20));
         assert!(matches!(geneve(&bytes[..15]), Enclosed::Refused));
         bytes[0] = 0x42;
-        assert!(matches!(geneve(&bytes), Enclosed::Nothing));
+        assert!(matches!(geneve(&bytes), Enclosed::Unknown));
     }
 
     #[test]
