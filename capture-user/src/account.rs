@@ -41,6 +41,8 @@ pub struct WorkerCounters {
     decoded: AtomicU64,
     held: AtomicU64,
     undecodable: [AtomicU64; UNDECODABLE_REASONS],
+    inner_undecodable: AtomicU64,
+    inner_too_deep: AtomicU64,
     sessions: AtomicU64,
     capacity: AtomicU64,
     created: AtomicU64,
@@ -108,6 +110,10 @@ pub struct WorkerCounts {
     pub held: u64,
     /// Frames that count to no session, by position in [`Undecodable::ALL`].
     pub undecodable: [u64; UNDECODABLE_REASONS],
+    /// Frames that count to a session and hide another in a tunnel that could not be decoded.
+    pub inner_undecodable: u64,
+    /// The same in a tunnel that lies too deep in others.
+    pub inner_too_deep: u64,
     /// Sessions in the table now.
     pub sessions: u64,
     /// Sessions that the table can hold.
@@ -152,6 +158,13 @@ impl WorkerCounts {
         self.undecodable.iter().fold(0, |sum, n| sum.saturating_add(*n))
     }
 
+    /// Since when sessions have frames that no row tells of and none will, if the worker ends here:
+    /// what was in its table goes with it.
+    #[must_use]
+    pub fn unwritten_since(&self) -> Nanos {
+        self.complete_through.min(self.engine_now)
+    }
+
     /// Frames by which an equation is off; 0 when every frame is accounted for.
     #[must_use]
     pub fn imbalance(&self) -> u64 {
@@ -172,6 +185,8 @@ impl WorkerCounts {
             (&mut self.observed, other.observed),
             (&mut self.decoded, other.decoded),
             (&mut self.held, other.held),
+            (&mut self.inner_undecodable, other.inner_undecodable),
+            (&mut self.inner_too_deep, other.inner_too_deep),
             (&mut self.sessions, other.sessions),
             (&mut self.capacity, other.capacity),
             (&mut self.created, other.created),
@@ -254,6 +269,8 @@ impl WorkerCounters {
         for (shared, own) in self.undecodable.iter().zip(flow.undecodable) {
             shared.store(own, relaxed);
         }
+        self.inner_undecodable.store(flow.inner_undecodable, relaxed);
+        self.inner_too_deep.store(flow.inner_too_deep, relaxed);
         self.sessions.store(flow.sessions, relaxed);
         self.capacity.store(flow.capacity, relaxed);
         self.created.store(flow.created, relaxed);
@@ -338,6 +355,8 @@ impl WorkerCounters {
             decoded: self.decoded.load(relaxed),
             held: self.held.load(relaxed),
             undecodable: std::array::from_fn(|i| load(self.undecodable.get(i))),
+            inner_undecodable: self.inner_undecodable.load(relaxed),
+            inner_too_deep: self.inner_too_deep.load(relaxed),
             sessions: self.sessions.load(relaxed),
             capacity: self.capacity.load(relaxed),
             created: self.created.load(relaxed),
@@ -455,6 +474,7 @@ mod tests {
         let counts = counters.read();
         assert_eq!((counts.received, counts.recorded, counts.dropped_frames()), (7, 5, 2));
         assert_eq!((counts.rows_lost, counts.complete_through), (3, Nanos(9)));
+        assert_eq!(counts.unwritten_since(), Nanos(9));
         assert_eq!(counts.sources, sources);
         assert_eq!(counts.imbalance(), 0);
         assert_eq!(WorkerCounts { received: 8, ..counts.clone() }.imbalance(), 1);

@@ -106,6 +106,7 @@ fn start(config: &CaptureConfig, run: &Run, links: &[Link], cores: &[usize]) -> 
         let clock =
             interfaces.first().map_or(StampClock::Monotonic, |captured| captured.program().clock());
         // Every queue has its socket: from here on the sensor watches.
+        kernel.begin();
         let probe = Box::new(kernel.clone());
         let signs = SignsOfLife::new(config.silence_limit);
         let signs = if config.canary_required { signs.only_canaries() } else { signs };
@@ -120,6 +121,7 @@ fn start(config: &CaptureConfig, run: &Run, links: &[Link], cores: &[usize]) -> 
             return Err(error);
         }
     };
+    crew.rows_go_to(flush.taker());
     let begun = crate::live::clock();
     interfaces.iter_mut().for_each(|captured| captured.announce(begun));
     if config.heal {

@@ -32,6 +32,10 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How often the live tail of the session log is committed.
 const COMMIT: Duration = Duration::from_secs(1);
 
+/// Rows that wait for no commit: fewer than the log can hold (`LogPolicy::waiting_rows`), so that
+/// none is lost only because many come at once.
+const MOST_WAITING: usize = 1 << 16;
+
 /// What the flush thread lets others see.
 #[derive(Debug, Default)]
 pub struct FlushTotals {
@@ -194,7 +198,9 @@ struct Out<'a> {
     log: &'a mut SessionLog,
     names: &'a InterfaceNames,
     known: &'a mut Vec<String>,
-    unwritable: &'a AtomicU64,
+    totals: &'a FlushTotals,
+    /// Whether rows were to be committed before their time and could not be.
+    relief_fails: &'a mut bool,
 }
 
 impl Out<'_> {
@@ -205,7 +211,16 @@ impl Out<'_> {
         }
         let name = self.known.get(number).map_or("", String::as_str);
         if self.log.append(record, name).is_err() {
-            self.unwritable.fetch_add(1, Ordering::Relaxed);
+            self.totals.rows_unwritable.fetch_add(1, Ordering::Relaxed);
+        }
+        // More rows may come at once than may wait: at the end of a run all that there are.
+        if self.log.waiting_rows() >= MOST_WAITING && !*self.relief_fails {
+            let rows = self.log.commit().unwrap_or_else(|failure| {
+                // The next commit that is due says why.
+                *self.relief_fails = true;
+                failure.committed
+            });
+            self.totals.rows.fetch_add(rows, Ordering::Relaxed);
         }
     }
 }
@@ -219,6 +234,8 @@ struct Run {
     /// Whether the session log could not be written the last time, and when it last could.
     log_fails: bool,
     log_written: Nanos,
+    /// Whether rows were to be committed before their time and could not be.
+    relief_fails: bool,
     held_notes: Vec<Note>,
     committed_at: Instant,
     /// When a line was last offered to the ledger.
@@ -312,6 +329,7 @@ impl Run {
             known: Vec::new(),
             log_fails: false,
             log_written: from,
+            relief_fails: false,
             held_notes,
             committed_at: Instant::now(),
             tried_at: Instant::now(),
@@ -368,7 +386,8 @@ impl Run {
             log: &mut self.flush.log,
             names: &self.flush.names,
             known: &mut self.known,
-            unwritable: &self.flush.totals.rows_unwritable,
+            totals: &self.flush.totals,
+            relief_fails: &mut self.relief_fails,
         };
         (&mut self.flush.joiner, out)
     }
@@ -402,6 +421,7 @@ impl Run {
             Ok(rows) => {
                 self.flush.totals.rows.fetch_add(rows, Ordering::Relaxed);
                 self.log_written = now;
+                self.relief_fails = false;
                 if std::mem::take(&mut self.log_fails) {
                     self.flush.blind.end(&behind, now);
                     warn!("the session log can be written again");
@@ -455,22 +475,33 @@ impl Run {
             counts = workers.iter().map(|worker| worker.counters.read()).collect();
         });
         self.empty_hand_offs();
+        let before = self.complete_through;
         // Rows that wait in memory are not in the log: nothing new is promised then.
-        let through = counts.iter().map(|worker| worker.complete_through).min();
+        // A worker that ended by itself gets no further: what it took with it is a blind time of
+        // its own, from where it got to.
+        let reached = counts.iter().zip(&workers).map(|(counts, worker)| {
+            if worker.has_ended() { Nanos::MAX } else { counts.complete_through }
+        });
+        let through = reached.min();
         if self.commit(now) {
             // At the end every session is over and every row written.
             // A worker that ended in order promises everything; one that panicked stays where it
             // was, at the end too. The clock may have been set back since the last line.
             let through =
                 through.map(|through| self.flush.joiner.complete_through(through.min(now)));
-            self.complete_through = through.max(self.complete_through).map(|at| at.min(now));
-        } else if at_rest {
-            // They were in memory only, and nobody will write them any more.
-            let waiting = self.flush.log.waiting_rows() as u64;
-            self.flush.totals.rows_unwritable.fetch_add(waiting, Ordering::Relaxed);
+            // Nor is a promise kept up that a worker takes back: a frame that came late may be the
+            // first of a session which has no row yet.
+            self.complete_through = through.map(|at| at.min(now));
+        } else {
+            self.complete_through = self.complete_through.min(through);
+            if at_rest {
+                // They were in memory only, and nobody will write them any more.
+                let waiting = self.flush.log.waiting_rows() as u64;
+                self.flush.totals.rows_unwritable.fetch_add(waiting, Ordering::Relaxed);
+            }
         }
         self.note_unwritten(&counts);
-        let reading = Reading {
+        let mut reading = Reading {
             workers: counts,
             interfaces,
             files: self.flush.files.lock().unwrap_or_else(PoisonError::into_inner).clone(),
@@ -494,7 +525,11 @@ impl Run {
         }
         self.held_notes.extend(self.flush.notes.try_iter());
         let mut notes = self.held_notes.clone();
-        if clean {
+        if at_rest && !self.flush.intervals.rows_lost(&reading).is_empty() {
+            // The last sessions are not all in the log: no more is promised than before.
+            self.complete_through = before.min(self.complete_through);
+            reading.complete_through = self.complete_through;
+        } else if clean {
             notes.push(Note::CleanStop);
         }
         let make = |run: &Self, reading: Reading, notes: Vec<Note>| {
@@ -662,7 +697,147 @@ impl Run {
 
 #[cfg(test)]
 mod tests {
+    use capture_flow::join::JoinConfig;
+    use capture_flow::sink::SessionUpdate;
+    use capture_flow::stats::FlowStats;
+    use capture_store::OwnedStore;
+    use capture_store::ledger::read;
+    use capture_store::sessions::LogPolicy;
+    use capture_store::store::RunId;
+    use crossbeam::channel::unbounded;
+
     use super::*;
+    use crate::account::{Progress, RecordCounts};
+    use crate::interval::NoKernel;
+    use crate::keeper::Lane;
+    use crate::recorder::{Recorder, Supply};
+    use crate::worker::tests::feed;
+    use crate::worker::{Pipeline, WhenFull};
+
+    const SECOND: i64 = 1_000_000_000;
+
+    /// A flush thread's work without a thread, and the store that it writes.
+    struct Bench {
+        _dir: tempfile::TempDir,
+        store: OwnedStore,
+        run: Run,
+    }
+
+    fn bench(workers: u16) -> Bench {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = OwnedStore::open_or_create(&dir.path().join("store"), None).expect("a store");
+        let id = RunId::parse("20260101T000000Z-00000000").expect("a run");
+        let workers: Vec<_> = (0..workers).map(|number| Arc::new(Shared::new(number, 0))).collect();
+        let (seals, unsealed) = unbounded();
+        let flush = Flush {
+            joiner: Joiner::new(JoinConfig::default()),
+            log: SessionLog::new(&store, &id, LogPolicy::default()),
+            ledger: LedgerWriter::open(&store).expect("a ledger"),
+            intervals: Intervals::new("s", &id, "capture", "tai", Nanos(0)),
+            probe: Box::new(NoKernel),
+            blind: Arc::default(),
+            signs: SignsOfLife::default(),
+            canaries: canary::Watch::new(Vec::new()),
+            news: unbounded().1,
+            seals,
+            unsealed,
+            notes: unbounded().1,
+            names: Arc::default(),
+            files: Arc::default(),
+            totals: Arc::default(),
+            anchors: None,
+            interval: NanosDelta::from_secs(1),
+            workers,
+        };
+        Bench { _dir: dir, store, run: Run::new(flush) }
+    }
+
+    impl Bench {
+        /// A worker has got so far.
+        fn worker(&self, number: usize, complete: i64, rows_lost: u64) {
+            self.run.flush.workers[number].counters.publish(&Progress {
+                record: &RecordCounts::default(),
+                flow: &FlowStats::default(),
+                rows_lost,
+                sources: &[],
+                engine_now: Nanos(complete * SECOND),
+                complete_through: Nanos(complete * SECOND),
+            });
+        }
+
+        fn lines(&self) -> Vec<LedgerLine> {
+            read(self.store.store(), Nanos::MIN, Nanos::MAX).expect("a ledger").lines
+        }
+    }
+
+    /// Rows of so many sessions.
+    fn updates(sessions: u32) -> Vec<SessionUpdate> {
+        let shared = Arc::new(Shared::new(0, 0));
+        let recorder = Recorder::new(0, Arc::new(Lane::new(0)), Supply::Ahead, 65_535);
+        let flow = capture_flow::config::FlowConfig::default();
+        let pipeline = Pipeline::new(flow, recorder, Arc::clone(&shared), WhenFull::Lose);
+        let mut pipeline = pipeline.expect("a pipeline");
+        feed(&mut pipeline, 0..sessions);
+        pipeline.finish(&[], Nanos(i64::from(sessions)));
+        std::iter::from_fn(|| shared.updates.pop()).collect()
+    }
+
+    #[test]
+    fn a_promise_that_a_worker_takes_back_is_not_kept_up() {
+        let mut bench = bench(1);
+        for (at, complete) in [(100, 90), (102, 40), (103, 95)] {
+            bench.worker(0, complete, 0);
+            // Rows that a line must tell of: it is written at once.
+            bench.run.flush.totals.rows.fetch_add(1, Ordering::Relaxed);
+            bench.run.close(Nanos(at * SECOND), false, false);
+        }
+        let said: Vec<_> = bench.lines().iter().map(|line| line.complete_through).collect();
+        assert_eq!(said, [90, 40, 95].map(|at| Some(Nanos(at * SECOND))));
+    }
+
+    #[test]
+    fn a_worker_that_has_ended_keeps_nobody_waiting() {
+        let mut bench = bench(2);
+        bench.worker(0, 30, 0);
+        bench.worker(1, 90, 0);
+        bench.run.close(Nanos(100 * SECOND), false, false);
+        bench.run.flush.workers[0].set_ended();
+        bench.run.flush.totals.rows.fetch_add(1, Ordering::Relaxed);
+        bench.run.close(Nanos(102 * SECOND), false, false);
+        let said: Vec<_> = bench.lines().iter().map(|line| line.complete_through).collect();
+        assert_eq!(said, [30, 90].map(|at| Some(Nanos(at * SECOND))));
+    }
+
+    #[test]
+    fn a_stop_that_lost_rows_is_not_clean_and_promises_nothing() {
+        for lost in [0, 3] {
+            let mut bench = bench(1);
+            bench.worker(0, 50, 0);
+            bench.run.close(Nanos(100 * SECOND), false, false);
+            bench.worker(0, 101, lost);
+            bench.run.finish(Nanos(101 * SECOND), true).expect("written");
+            let lines = read(bench.store.store(), Nanos::MIN, Nanos::MAX).expect("a ledger").lines;
+            let last = lines.last().expect("a line");
+            assert_eq!(last.notes.contains(&Note::CleanStop), lost == 0);
+            let complete = if lost == 0 { 101 } else { 50 };
+            assert_eq!(last.complete_through, Some(Nanos(complete * SECOND)));
+        }
+    }
+
+    #[test]
+    fn more_rows_at_once_than_may_wait_are_committed_on_the_way() {
+        let mut bench = bench(1);
+        let update = updates(1).pop().expect("a row");
+        let rows = u64::try_from(LogPolicy::default().waiting_rows).expect("small") + 10;
+        let (_, mut out) = bench.run.out();
+        for _ in 0..rows {
+            out.row(&update.record);
+        }
+        let totals = &bench.run.flush.totals;
+        assert_eq!(totals.rows_unwritable.load(Ordering::Relaxed), 0);
+        assert!(bench.run.commit(Nanos(0)));
+        assert_eq!(bench.run.flush.totals.rows.load(Ordering::Relaxed), rows);
+    }
 
     #[test]
     fn a_step_is_told_from_a_slew() {

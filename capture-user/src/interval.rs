@@ -20,6 +20,10 @@ use crate::silence::Heard;
 /// How long quiet intervals are folded into one line.
 const FOLD: NanosDelta = NanosDelta::from_secs(10);
 
+/// Why the inside of a tunnel counts to no session, as the ledger has it.
+const INNER_UNDECODABLE: &str = "undecodable";
+const INNER_TOO_DEEP: &str = "too_deep";
+
 /// The kernel's side of one captured interface, running totals since the run began.
 #[derive(Clone, Debug, Default)]
 pub struct InterfaceReading {
@@ -352,7 +356,9 @@ impl Intervals {
         files.filter(|file| file.received > 0 || file.cut).collect()
     }
 
-    fn rows_lost(&self, after: &Reading) -> BTreeMap<RowLossReason, u64> {
+    /// Session rows lost since the last line.
+    #[must_use]
+    pub fn rows_lost(&self, after: &Reading) -> BTreeMap<RowLossReason, u64> {
         let sum = |reading: &Reading| {
             reading.workers.iter().fold(0_u64, |sum, worker| sum.saturating_add(worker.rows_lost))
         };
@@ -386,6 +392,11 @@ fn worker(number: u16, then: &WorkerCounts, now: &WorkerCounts) -> Worker {
         .map(|(reason, (now, then))| (reason.as_str().to_owned(), now.saturating_sub(then)))
         .filter(|(_, frames)| *frames > 0)
         .collect();
+    let inner = [
+        (INNER_UNDECODABLE, now.inner_undecodable.saturating_sub(then.inner_undecodable)),
+        (INNER_TOO_DEEP, now.inner_too_deep.saturating_sub(then.inner_too_deep)),
+    ];
+    let inner = inner.into_iter().filter(|(_, frames)| *frames > 0);
     let dropped = dropped(then, now);
     // Fragments that wait for the rest of their datagram count as decoded here: a reader of the
     // line wants to know whether a frame was understood.
@@ -395,6 +406,7 @@ fn worker(number: u16, then: &WorkerCounts, now: &WorkerCounts) -> Worker {
         received: now.received.saturating_sub(then.received),
         decoded: read(now).saturating_sub(read(then)),
         undecodable,
+        inner_unread: inner.map(|(name, frames)| (name.to_owned(), frames)).collect(),
         written: now.recorded.saturating_sub(then.recorded),
         written_bytes: now.recorded_bytes.saturating_sub(then.recorded_bytes),
         dropped,
@@ -574,6 +586,26 @@ mod tests {
         assert!(folded.quiet && !folded.can_wait());
         let active = reading(6, 6, 0, false);
         assert!(!intervals.close(Nanos(2), active, None, &Told::default(), Vec::new()).quiet);
+    }
+
+    #[test]
+    fn what_tunnels_hide_is_in_the_line_and_in_no_equation() {
+        let mut intervals = intervals();
+        let mut after = reading(10, 10, 0, false);
+        let worker = &mut after.workers[0];
+        (worker.inner_undecodable, worker.inner_too_deep) = (2, 5);
+        let closing = intervals.close(Nanos(1), after, None, &Told::default(), Vec::new());
+        assert_eq!(imbalances(&closing.line), []);
+        let said = &closing.line.workers[0].inner_unread;
+        assert_eq!((said["undecodable"], said["too_deep"]), (2, 5));
+        intervals.written(closing);
+        let mut after = reading(10, 10, 0, true);
+        after.workers[0].inner_undecodable = 3;
+        after.workers[0].inner_too_deep = 5;
+        let closing = intervals.close(Nanos(2), after, None, &Told::default(), Vec::new());
+        let line = closing.line;
+        let said: Vec<_> = line.workers[0].inner_unread.iter().collect();
+        assert_eq!(said, [(&"undecodable".to_owned(), &1)]);
     }
 
     #[test]

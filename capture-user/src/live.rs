@@ -1,8 +1,8 @@
 //! The loop of a live worker: one core, and the queues that it was given.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use capture_flow::time::{Nanos, NanosDelta};
@@ -10,7 +10,7 @@ use crossbeam::channel::{Receiver, Sender};
 
 use crate::account::SourceCounts;
 use crate::source::{Received, Source, SourceCounters, SourceError, Woken, wait};
-use crate::worker::Pipeline;
+use crate::worker::{Pipeline, Taker, WhenFull};
 
 /// How long an idle worker sleeps at most: its timers run on, a stalled driver is kicked, and it
 /// shows that it lives.
@@ -67,6 +67,8 @@ pub struct Orders<S> {
     pub stop: Arc<AtomicBool>,
     /// Sources to receive from.
     pub sources: Receiver<Assignment<S>>,
+    /// Who takes the last rows, once somebody does: many come at once, and none is to be lost.
+    pub taker: Arc<OnceLock<Taker>>,
     /// Readable (an eventfd) when there is anything to hear, so that nobody sleeps through it.
     pub bell: Arc<OwnedFd>,
 }
@@ -166,6 +168,10 @@ impl<S: Source> LiveWorker<S> {
         }
         let now = clock();
         self.ask(now);
+        // Nothing arrives any more: now there is time to wait.
+        if let Some(taker) = self.orders.taker.get() {
+            self.pipeline.set_when_full(WhenFull::Wait(taker.clone()));
+        }
         self.pipeline.finish(&self.counts, now);
         outcome
     }
@@ -303,7 +309,8 @@ mod tests {
     use crate::keeper::Lane;
     use crate::recorder::{Recorder, Supply};
     use crate::source::{SourceCounters, SourceFrame};
-    use crate::worker::{Shared, WhenFull};
+    use crate::worker::tests::feed_from;
+    use crate::worker::{HAND_OFF, Shared, WhenFull};
 
     /// Gives so many frames, then nothing, or an error.
     struct Scripted {
@@ -349,6 +356,7 @@ mod tests {
         shared: Arc<Shared>,
         stop: Arc<AtomicBool>,
         sources: crossbeam::channel::Sender<Assignment<Scripted>>,
+        taker: Arc<OnceLock<Taker>>,
         bell: Arc<OwnedFd>,
         events: Receiver<Event>,
     }
@@ -364,11 +372,16 @@ mod tests {
         for (place, source) in sources.into_iter().enumerate() {
             sources_in.send(Assignment { place, source }).expect("open");
         }
-        let orders =
-            Orders { stop: Arc::clone(&stop), sources: sources_out, bell: Arc::clone(&bell) };
+        let taker = Arc::new(OnceLock::new());
+        let orders = Orders {
+            stop: Arc::clone(&stop),
+            sources: sources_out,
+            taker: Arc::clone(&taker),
+            bell: Arc::clone(&bell),
+        };
         let (events_in, events) = unbounded();
         let worker = LiveWorker::new(0, pipeline.expect("a pipeline"), orders, events_in);
-        Bench { worker, shared, stop, sources: sources_in, bell, events }
+        Bench { worker, shared, stop, sources: sources_in, taker, bell, events }
     }
 
     fn ring(bell: &OwnedFd) {
@@ -394,6 +407,37 @@ mod tests {
     }
 
     #[test]
+    fn the_last_sessions_wait_for_whoever_takes_them() {
+        let Bench { mut worker, shared, stop, taker, .. } = worker(Vec::new());
+        // What the table has no room for fills the hand-off; what it holds comes at the end.
+        let sessions = u32::try_from(HAND_OFF).expect("small") + 100;
+        feed_from(clock(), &mut worker.pipeline, 0..sessions);
+        assert!(worker.pipeline.stats().sessions > 100);
+        assert!(!shared.updates.is_full());
+        let (theirs, alive) = (Arc::clone(&shared), Arc::new(()));
+        let life = Arc::downgrade(&alive);
+        let flush = std::thread::spawn(move || {
+            let _alive = alive;
+            let mut rows = 0;
+            while rows < sessions {
+                if rows == 0 {
+                    // Until the worker asks for room.
+                    std::thread::park();
+                }
+                match theirs.updates.pop() {
+                    Some(_) => rows += 1,
+                    None => std::thread::yield_now(),
+                }
+            }
+        });
+        taker.set(Taker::new(flush.thread().clone(), life)).expect("the first");
+        stop.store(true, Ordering::Release);
+        worker.run().expect("no error");
+        flush.join().expect("every row came");
+        assert_eq!(shared.counters.read().rows_lost, 0);
+    }
+
+    #[test]
     fn a_source_that_fails_leaves_the_others_their_worker() {
         let Bench { worker, shared, stop, events, .. } =
             worker(vec![Scripted { left: 3, fails: true }, Scripted { left: 100, fails: false }]);
@@ -407,7 +451,7 @@ mod tests {
 
     #[test]
     fn a_worker_without_a_source_waits_for_the_next_and_counts_on() {
-        let Bench { worker, shared, stop, sources, bell, events } =
+        let Bench { worker, shared, stop, sources, bell, events, .. } =
             worker(vec![Scripted { left: 3, fails: true }]);
         let thread = std::thread::spawn(move || worker.run());
         for round in 1..=2 {

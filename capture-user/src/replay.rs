@@ -8,11 +8,13 @@ use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context, Result, anyhow};
 use capture_flow::frame::LinkType;
-use capture_flow::time::Nanos;
+use capture_flow::time::{Nanos, NanosDelta};
+use capture_store::ledger::BlindCause;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing::{error, info, warn};
 
 use crate::account::SourceCounts;
+use crate::blind::Subject;
 use crate::config::ReplayConfig;
 use crate::keeper::Sealer;
 use crate::recorder::{OnDemand, Recorder, Supply};
@@ -82,6 +84,9 @@ fn total_bytes(files: &[std::path::PathBuf]) -> Option<u64> {
         Some(sum.saturating_add(kind.len()))
     })
 }
+
+/// Files that follow each other more closely than this are taken for pieces of one capture.
+const JOINT: NanosDelta = NanosDelta::from_secs(1);
 
 /// A replay under way.
 struct Replay<'a> {
@@ -184,6 +189,7 @@ impl<'a> Replay<'a> {
                 let frames = frames.get(..frames.len().min(limit)).unwrap_or_default();
                 if std::mem::take(&mut first) {
                     self.say_if_backwards(number, frames);
+                    self.note_time_between(run, number, frames);
                 }
                 failed = self.batch(run, number, frames).err();
             });
@@ -215,6 +221,17 @@ impl<'a> Replay<'a> {
                     name.unwrap_or_default()
                 );
             });
+        }
+    }
+
+    /// No file tells what was on the wire between the last one and this one.
+    fn note_time_between(&self, run: &Run, number: usize, frames: &[SourceFrame<'_>]) {
+        let Some(first) = frames.iter().map(|frame| frame.ts).min() else { return };
+        if self.flush.is_some() && first - self.now >= JOINT {
+            let name = self.config.files.get(number).and_then(|path| path.file_name());
+            let name = name.unwrap_or_default().to_string_lossy();
+            let detail = format!("no replayed file has this time; the next is {name}");
+            run.blind.was(Subject::sensor(BlindCause::Silent), self.now, first, &detail);
         }
     }
 

@@ -74,6 +74,7 @@ pub enum WhenFull {
 }
 
 /// The thread that takes session updates, as whoever waits for it sees it.
+#[derive(Clone, Debug)]
 pub struct Taker {
     thread: Thread,
     life: Weak<()>,
@@ -305,8 +306,9 @@ impl ReplayClock {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use capture_flow::frame::{IfaceId, LinkType};
+    use capture_flow::time::NanosDelta;
 
     use super::*;
     use crate::keeper::Lane;
@@ -331,14 +333,19 @@ mod tests {
         Pipeline::new(flow, recorder, Arc::clone(shared), WhenFull::Lose).expect("a pipeline")
     }
 
-    fn feed(pipeline: &mut Pipeline, sessions: std::ops::Range<u32>) {
+    pub(crate) fn feed(pipeline: &mut Pipeline, sessions: std::ops::Range<u32>) {
+        feed_from(Nanos(0), pipeline, sessions);
+    }
+
+    /// One frame of every session, a nanosecond apart.
+    pub(crate) fn feed_from(start: Nanos, pipeline: &mut Pipeline, sessions: std::ops::Range<u32>) {
         for n in sessions {
             let bytes = frame(n);
             // In two pieces, as a jumbo frame comes.
             let (head, tail) = bytes.split_at(20);
             let parts = [head, tail];
             pipeline.take(&[SourceFrame {
-                ts: Nanos(i64::from(n)),
+                ts: start + NanosDelta(i64::from(n)),
                 wire_len: 60,
                 link: LinkType::ETHERNET,
                 iface: IfaceId(0),

@@ -13,7 +13,7 @@ use arrow::datatypes::TimestampNanosecondType;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use capture_flow::time::Nanos;
 use capture_store::Store;
-use capture_store::ledger::{self, LedgerLine, Note, imbalances};
+use capture_store::ledger::{self, BlindCause, LedgerLine, Note, imbalances};
 use capture_store::pcap::SegmentReader;
 use capture_store::sessions::{Scan, scan};
 use tempfile::TempDir;
@@ -233,6 +233,25 @@ fn a_store_takes_one_run_after_the_other() {
         assert_eq!(rows(&lab.store("store")).len(), 10 * runs);
         assert_eq!(recorded(&lab.store("store")), 100 * runs as u64);
     }
+}
+
+#[test]
+fn time_between_two_files_that_neither_has_is_blind() {
+    const SECOND: u64 = 1_000_000_000;
+    let lab = Lab::new();
+    let first = lab.write("a.pcap", &Capture::udp(1_000 * SECOND, 100, 10).0);
+    // The next piece of the same capture, and what comes after a file that is missing.
+    let second = lab.write("b.pcap", &Capture::udp(1_000 * SECOND + SECOND / 5, 100, 10).0);
+    let later = lab.write("c.pcap", &Capture::udp(1_060 * SECOND, 100, 10).0);
+    let output = lab.replay("store", &[], &[&first, &second, &later]);
+    assert_eq!(code(&output), 0, "{}", said(&output));
+    let lines = lines(&lab.store("store"));
+    let blind: Vec<_> = lines.iter().flat_map(|line| &line.blind).collect();
+    let [blind] = blind.as_slice() else { panic!("{blind:?}") };
+    assert_eq!(blind.cause, BlindCause::Silent);
+    let millis = |at: Nanos| at.0 / 1_000_000;
+    assert_eq!((millis(blind.from), millis(blind.to)), (1_000_299, 1_060_000));
+    assert!(blind.detail.contains("c.pcap"), "{}", blind.detail);
 }
 
 #[test]

@@ -216,7 +216,7 @@ fn place_of(blind: &Blind) -> String {
 
 fn of_workers(line: &LedgerLine, span: (Nanos, Nanos), gaps: &mut Gaps<'_>) {
     for worker in &line.workers {
-        let unread = worker.undecodable.values().any(|frames| *frames > 0);
+        let unread = worker.unread() > 0;
         for (reason, frames) in worker.dropped.iter().filter(|(_, frames)| **frames > 0) {
             // A frame that was decoded is in its session although no segment has it. One that was
             // not is nowhere; and what fails on the disk under the segments may fail on the
@@ -283,11 +283,14 @@ fn runs(lines: &[LedgerLine]) -> Vec<Run<'_>> {
         run.from = run.from.min(line.from);
         run.to = run.to.max(line.to);
         run.clean |= clean;
-        run.complete = run.complete.max(line.complete_through.unwrap_or(run.complete));
         run.lines.push(line);
     }
     for run in &mut runs {
         run.lines.sort_by_key(|line| line.interval);
+        // The last word counts: a frame that came late takes a promise back.
+        if let Some(through) = run.lines.iter().rev().find_map(|line| line.complete_through) {
+            run.complete = through;
+        }
         if run.clean {
             run.complete = run.to;
         }

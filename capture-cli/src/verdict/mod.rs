@@ -325,8 +325,7 @@ fn witness(
 /// The lines within the window that counted frames without a session, from first to last.
 fn unread_span(read: &LedgerRead, window: (Nanos, Nanos)) -> (Nanos, Nanos) {
     let counted = read.lines.iter().filter(|line| {
-        line.overlaps(window.0, window.1)
-            && line.workers.iter().any(|worker| !worker.undecodable.is_empty())
+        line.overlaps(window.0, window.1) && line.workers.iter().any(|worker| worker.unread() > 0)
     });
     let (mut from, mut to) = (window.1, window.0);
     for line in counted {

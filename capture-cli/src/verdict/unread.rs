@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use capture_flow::decode::{Unread, unread};
+use capture_flow::decode::{Unread, UnreadReason, unread};
 use capture_flow::frame::{Frame, IfaceId, PcapPosition};
 use capture_flow::key::{Address, FlowHash, MacAddr};
 use capture_flow::time::{Nanos, NanosDelta};
@@ -62,6 +62,12 @@ impl UnreadFrame {
             0 => "could not be read together with frames before it".to_owned(),
             _ => reasons.into_iter().collect::<Vec<_>>().join("; "),
         }
+    }
+
+    /// Whether it counts to the session of a tunnel, and only the inside to none.
+    fn is_of_tunnel(&self) -> bool {
+        let inside = |part: &Unread| !matches!(part.reason, UnreadReason::Frame(_));
+        !self.parts.is_empty() && self.parts.iter().all(inside)
     }
 
     /// The ends that it shows: those of the innermost header that names any.
@@ -266,6 +272,10 @@ pub(super) fn find(
     }
     frames.sort_by_key(|frame| (frame.ts, frame.at));
     found.missing = counted.saturating_sub(frames.len() as u64);
+    // Those count beside the others, and only for each other.
+    let hidden = touching().map(hiding).fold(0, u64::saturating_add);
+    let shown = frames.iter().filter(|frame| frame.is_of_tunnel()).count() as u64;
+    found.missing = found.missing.saturating_add(hidden.saturating_sub(shown));
     frames.retain(|frame| from <= frame.ts && frame.ts <= to);
     found.frames = frames;
     Ok(found)
@@ -274,6 +284,12 @@ pub(super) fn find(
 /// Frames of a line that count to no session.
 fn undecodable(line: &LedgerLine) -> u64 {
     let frames = line.workers.iter().flat_map(|worker| worker.undecodable.values());
+    frames.copied().fold(0, u64::saturating_add)
+}
+
+/// Frames of a line that count to the session of a tunnel whose inside counts to none.
+fn hiding(line: &LedgerLine) -> u64 {
+    let frames = line.workers.iter().flat_map(|worker| worker.inner_unread.values());
     frames.copied().fold(0, u64::saturating_add)
 }
 

@@ -262,6 +262,10 @@ pub struct Worker {
     /// Frames that count to none, by reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub undecodable: BTreeMap<String, u64>,
+    /// Frames among the decoded ones that carry a tunnel of which something counts to no session,
+    /// by reason: in no equation, since the frame itself counts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub inner_unread: BTreeMap<String, u64>,
     /// Frames in segments.
     pub written: u64,
     /// Bytes of those as captured, without headers.
@@ -278,6 +282,16 @@ pub struct Worker {
     /// Frames that no index knows, because a journal was full.
     #[serde(default)]
     pub unindexed: u64,
+}
+
+impl Worker {
+    /// Frames that tell less than was on the wire: they count to no session, or something in them
+    /// does.
+    #[must_use]
+    pub fn unread(&self) -> u64 {
+        let frames = self.undecodable.values().chain(self.inner_unread.values());
+        frames.copied().fold(0, u64::saturating_add)
+    }
 }
 
 /// Session rows.

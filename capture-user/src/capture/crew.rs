@@ -1,8 +1,8 @@
 //! The workers of a capture: started once, given queues, told to stop.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, anyhow};
@@ -15,7 +15,7 @@ use crate::live::{Assignment, Event, LiveWorker, Orders};
 use crate::recorder::{Recorder, Supply};
 use crate::run::{Run, panic_text};
 use crate::source::af_xdp::{AfXdp, Backend, OpenError};
-use crate::worker::{Pipeline, WhenFull};
+use crate::worker::{Pipeline, Taker, WhenFull};
 
 /// Sources that a worker has places for beyond those of the start: queues that appear later, or
 /// that another worker has left.
@@ -30,6 +30,8 @@ pub(super) struct Crew {
     /// How many sources each has counters for.
     places: Vec<usize>,
     stop: Arc<AtomicBool>,
+    /// Who takes the last rows.
+    taker: Arc<OnceLock<Taker>>,
     events: Receiver<Event>,
 }
 
@@ -73,7 +75,8 @@ impl Crew {
         let (begun_in, begun) = unbounded::<Result<()>>();
         let places = run.workers.iter().map(|worker| worker.counters.places()).collect();
         let stop = Arc::new(AtomicBool::new(false));
-        let mut crew = Self { workers: Vec::new(), places, stop, events };
+        let taker = Arc::default();
+        let mut crew = Self { workers: Vec::new(), places, stop, taker, events };
         for (number, core) in (0_u16..).zip(cores) {
             let member = match crew.start_one(run, number, *core, &events_in, &begun_in) {
                 Ok(member) => member,
@@ -110,8 +113,12 @@ impl Crew {
             .context("cannot make the descriptor that wakes a worker")?;
         let bell = Arc::new(bell);
         let (sources, sources_out) = unbounded();
-        let orders =
-            Orders { stop: Arc::clone(&self.stop), sources: sources_out, bell: Arc::clone(&bell) };
+        let orders = Orders {
+            stop: Arc::clone(&self.stop),
+            sources: sources_out,
+            taker: Arc::clone(&self.taker),
+            bell: Arc::clone(&bell),
+        };
         let work = move || {
             if let Err(error) = pin(core) {
                 warn!(worker = number, "cannot be pinned to core {core}: {error}");
@@ -222,6 +229,12 @@ impl Crew {
             ));
         }
         ended
+    }
+
+    /// Whoever takes rows is there: the last ones, of which many come at once, wait for it.
+    pub(super) fn rows_go_to(&self, taker: Taker) {
+        // There is one for the whole run.
+        let _ = self.taker.set(taker);
     }
 
     /// Tells the workers to drain their rings and to end.

@@ -38,6 +38,8 @@ struct Side {
     /// Every receive queue that has been in use.
     queues: BTreeMap<u32, Served>,
     nic: NicTotals,
+    /// What the program had counted before the account began, by queue.
+    before_start: BTreeMap<u32, QueueCounters>,
     last: InterfaceReading,
 }
 
@@ -79,8 +81,19 @@ impl KernelSide {
             up: false,
             queues: BTreeMap::new(),
             nic: NicTotals::default(),
+            before_start: BTreeMap::new(),
             last: InterfaceReading::default(),
         });
+    }
+
+    /// The account begins, with every interface taken: what the programs turned away until now,
+    /// while the sockets were opened one by one, came before the first interval. To be called
+    /// before that interval's time is read, so that whatever it leaves out came earlier.
+    pub(super) fn begin(&self) {
+        for side in self.interfaces().iter_mut() {
+            // Where they cannot be read, the first line shows more than it must.
+            side.before_start = side.counters();
+        }
     }
 
     /// An interface is there (again), and is watched from now on.
@@ -177,7 +190,14 @@ impl Side {
     /// those of all queues that it has no place for. A queue that cannot be asked is left out.
     fn counters(&self) -> BTreeMap<u32, QueueCounters> {
         let queues = self.queues.keys().copied().chain([self.program.queues()]);
-        queues.filter_map(|queue| Some((queue, self.program.counters_of(queue).ok()?))).collect()
+        let asked = queues.filter_map(|queue| {
+            let mut counters = self.program.counters_of(queue).ok()?;
+            if let Some(before) = self.before_start.get(&queue) {
+                leave_out(&mut counters, before);
+            }
+            Some((queue, counters))
+        });
+        asked.collect()
     }
 
     fn read(&mut self, before: &BTreeMap<u32, QueueCounters>, capacity: u64) -> InterfaceReading {
@@ -218,6 +238,20 @@ impl Side {
         self.last = now.clone();
         now
     }
+}
+
+/// Takes away the frames that the program did not steer before the account began. The steered
+/// ones stay: they reached a worker, and what it received is in the account.
+fn leave_out(now: &mut QueueCounters, before: &QueueCounters) {
+    for (now, before) in [
+        (&mut now.passed, before.passed),
+        (&mut now.no_socket, before.no_socket),
+        (&mut now.aborted, before.aborted),
+    ] {
+        *now = now.saturating_sub(before);
+    }
+    let turned_away = [before.passed, before.no_socket, before.aborted];
+    now.seen = turned_away.into_iter().fold(now.seen, u64::saturating_sub);
 }
 
 impl NicTotals {
@@ -261,6 +295,22 @@ fn counted(link: &Link) -> (Nic, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_came_before_the_account_began_is_left_out_of_it() {
+        let counters = |seen, steered, passed, no_socket, aborted| QueueCounters {
+            seen,
+            steered,
+            passed,
+            no_socket,
+            aborted,
+            ..QueueCounters::default()
+        };
+        let before = counters(12, 5, 1, 4, 2);
+        let mut now = counters(30, 20, 2, 5, 3);
+        leave_out(&mut now, &before);
+        assert_eq!(now, counters(23, 20, 1, 1, 1), "and it balances");
+    }
 
     #[test]
     fn an_interface_that_comes_back_counts_on() {

@@ -216,14 +216,18 @@ impl Supervisor {
         let mut fine = true;
         for (worker, why) in self.crew.ended() {
             let Some(shared) = run.workers.get(usize::from(worker)) else { continue };
-            shared.set_ended();
-            let Some(why) = why else { continue };
+            let Some(why) = why else {
+                shared.set_ended();
+                continue;
+            };
             fine = false;
             let text = format!("worker {worker} has ended: {why}");
             error!("{text}");
-            let last = shared.counters.read().engine_now;
             let ended = Subject::worker(BlindCause::WorkerEnded, worker);
-            run.blind.begin(ended, last.min(clock()), &why);
+            let since = shared.counters.read().unwritten_since();
+            run.blind.begin(ended, since.min(clock()), &why);
+            // Only now: whoever sees that it has ended finds the time in which that tells.
+            shared.set_ended();
             self.ended.push(worker);
             let _ = run.notes.send(Note::Said { text });
             for captured in &mut self.interfaces {
