@@ -39,7 +39,7 @@ impl Question {
             return self.filter.matches(row);
         }
         let direction = row.protocol != capture_flow::key::Protocol::TCP;
-        self.filter.judge(row, Doubt { direction, goes_on: row.may_go_on() })
+        self.filter.judge(row, Doubt { direction, goes_on: true, link: true })
     }
 }
 

@@ -1,11 +1,11 @@
 //! The rules by which a part of a window is not covered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::DropReason;
 use capture_store::ledger::{
-    Blind, BlindCause, Damage, Interface, LedgerLine, LedgerRead, Nic, Note, imbalances,
+    Blind, BlindCause, Damage, Interface, LedgerLine, LedgerRead, Nic, Note, Queue, imbalances,
 };
 
 use super::rings::Rings;
@@ -18,6 +18,12 @@ const ALIVE: NanosDelta = NanosDelta::from_secs(30);
 /// How long a process that holds the lock may have been suspended. What is older was left by a run
 /// that died, and another one holds the lock now.
 const SUSPENDED: NanosDelta = NanosDelta::from_secs(3600);
+
+/// How long a session may wait for its next row where no line says how long it did: far more than
+/// any interim interval that makes sense.
+const LONGEST_WAIT: NanosDelta = NanosDelta::from_secs(3600);
+/// How late a driver may tell what its NIC counted: some ask the hardware every two seconds.
+const NIC_LAG: NanosDelta = NanosDelta::from_secs(2);
 
 /// How long after its end a line may be written, its counters read meanwhile. What claims more is
 /// another clock: packet time in a replay, or a clock that was stepped.
@@ -49,6 +55,8 @@ pub(super) fn coverage(sensor: &str, read: &LedgerRead, window: Window, at: Aske
         of_run(run, &mut gaps);
     }
     between_lines(&runs, lines, damage, at, &mut gaps);
+    set_back(lines, &mut gaps);
+    left_out(&runs, &mut gaps);
     of_damage(damage, &mut gaps);
     coverage.gaps = gaps.joined();
     coverage
@@ -125,6 +133,7 @@ fn read_by(line: &LedgerLine) -> Nanos {
 /// What the lines of a run say was missed in their intervals.
 fn of_run(run: &Run<'_>, gaps: &mut Gaps<'_>) {
     let mut rings = Rings::default();
+    let mut promised: Option<Nanos> = None;
     for line in &run.lines {
         let span = (line.from, read_by(line));
         for interface in &line.interfaces {
@@ -149,6 +158,17 @@ fn of_run(run: &Run<'_>, gaps: &mut Gaps<'_>) {
             );
         }
         of_workers(line, span, gaps);
+        // A row tells of frames from as long ago as its session was not written. What the line
+        // before promised had its row by then.
+        let unwritten = promised.unwrap_or(match line.interval {
+            0 => line.from,
+            _ => line.from - LONGEST_WAIT,
+        });
+        for (reason, rows) in line.rows.lost.iter().filter(|(_, rows)| **rows > 0) {
+            let detail = format!("{rows} by {}", reason.as_str());
+            gaps.add((unwritten.min(line.from), span.1), Reason::RowsLost, 0, detail);
+        }
+        promised = line.complete_through.or(promised);
         if let Some(clock) = line.clock.as_ref().filter(|clock| clock.stepped_ns != 0) {
             let by = crate::times::length(clock.stepped_ns as f64 / 1e9);
             // A clock that was set back shows some time twice.
@@ -182,8 +202,13 @@ fn of_interface(
     if !told && (!link.up || link.down_ns > 0 || link.changes > 0) {
         gaps.add((line.from, line.to), Reason::LinkDown, 0, name.clone());
     }
+    let nic = (span.0 - NIC_LAG, span.1);
     if let Some(lost) = interface.nic.as_ref().map(Nic::lost).filter(|lost| *lost > 0) {
-        gaps.add(span, Reason::NicLoss, lost, name.clone());
+        gaps.add(nic, Reason::NicLoss, lost, name.clone());
+    }
+    let dropped = dropped_unseen(interface);
+    if dropped > 0 {
+        gaps.add_with(nic, Reason::NicLoss, dropped, name.clone(), "by its driver", false);
     }
     for queue in &interface.queues {
         let place = || format!("{name} queue {}", queue.queue);
@@ -198,6 +223,26 @@ fn of_interface(
             gaps.add(span, Reason::ExcludedByPolicy, xdp.passed, place());
         }
     }
+}
+
+/// Frames that the driver dropped before the XDP program saw them, as far as its counter tells. It
+/// also counts what the program and the stack behind it dropped, and in some drivers every frame
+/// that the program took: then it tells nothing.
+fn dropped_unseen(interface: &Interface) -> u64 {
+    let Some(nic) = &interface.nic else { return 0 };
+    let sum =
+        |of: fn(&Queue) -> u64| interface.queues.iter().map(of).fold(0_u64, u64::saturating_add);
+    let taken = sum(|queue| queue.xdp.steered);
+    if taken > 0 && nic.rx_dropped >= taken {
+        return 0;
+    }
+    let known = sum(|queue| {
+        let xdp = &queue.xdp;
+        [queue.ring_losses, xdp.no_socket, xdp.aborted, xdp.passed]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+    });
+    nic.rx_dropped.saturating_sub(known)
 }
 
 /// Where a cause is.
@@ -231,9 +276,6 @@ fn of_workers(line: &LedgerLine, span: (Nanos, Nanos), gaps: &mut Gaps<'_>) {
         let more = format!("{evicted} sessions or more were written out early");
         gaps.add_with(span, Reason::TableOverflow, 0, String::new(), &more, false);
     }
-    for (reason, rows) in line.rows.lost.iter().filter(|(_, rows)| **rows > 0) {
-        gaps.add(span, Reason::RowsLost, 0, format!("{rows} by {}", reason.as_str()));
-    }
 }
 
 /// What a line says about other times.
@@ -261,6 +303,12 @@ struct Run<'a> {
     complete: Nanos,
     clean: bool,
     lines: Vec<&'a LedgerLine>,
+}
+
+impl Run<'_> {
+    fn captures(&self) -> bool {
+        self.lines.iter().any(|line| line.mode == "capture")
+    }
 }
 
 fn runs(lines: &[LedgerLine]) -> Vec<Run<'_>> {
@@ -320,7 +368,10 @@ fn between_lines(
     let newest = lines.last().map(|line| &line.run);
     let mut reached = gaps.from;
     let mut died = false;
-    for run in runs {
+    // Where a sensor captures, only that covers its wire: a file replayed into its store says
+    // nothing of the time in which it did not run.
+    let captures = runs.iter().any(Run::captures);
+    for run in runs.iter().filter(|run| run.captures() || !captures) {
         if run.from > reached {
             idle((reached, run.from), died, gaps);
         }
@@ -352,6 +403,46 @@ fn between_lines(
         }
         if begun <= gaps.to {
             gaps.add((begun, gaps.to), Reason::NotYet, 0, String::new());
+        }
+    }
+}
+
+/// Runs in the order in which they were written, of which one began before the one before it had
+/// ended: the clock was set back while no sensor ran. That time exists twice, and how long nobody
+/// watched in between is not known.
+fn set_back(lines: &[LedgerLine], gaps: &mut Gaps<'_>) {
+    let mut before: Option<(&LedgerLine, Nanos)> = None;
+    for line in lines.iter().filter(|line| line.mode == "capture") {
+        before = match before {
+            Some((run, end)) if run.run == line.run => Some((run, end.max(line.to))),
+            Some((_, end)) if line.from < end => {
+                let place = "between two runs".to_owned();
+                gaps.add((line.from, end), Reason::ClockStepped, 0, place);
+                Some((line, line.to.max(end)))
+            }
+            _ => Some((line, line.to)),
+        };
+    }
+}
+
+/// Interfaces that were captured in a part of the window, by a run that another followed without
+/// them.
+fn left_out(runs: &[Run<'_>], gaps: &mut Gaps<'_>) {
+    let inside = |line: &&&LedgerLine| line.overlaps(gaps.from, gaps.to);
+    let names = |run: &Run<'_>| -> BTreeSet<String> {
+        let lines = run.lines.iter().filter(inside);
+        lines.flat_map(|line| &line.interfaces).map(|interface| interface.name.clone()).collect()
+    };
+    let captured: Vec<_> = runs
+        .iter()
+        .filter(|run| run.captures() && run.from <= gaps.to && run.to >= gaps.from)
+        .map(|run| ((run.from, run.to), names(run)))
+        .collect();
+    let all: BTreeSet<String> = captured.iter().flat_map(|(_, names)| names.clone()).collect();
+    for (span, names) in captured.iter().filter(|(_, names)| !names.is_empty()) {
+        for name in all.difference(names) {
+            let place = format!("{name} was not captured");
+            gaps.add(*span, Reason::NoSensor, 0, place);
         }
     }
 }

@@ -11,6 +11,12 @@
 //!   session they belonged to are not known. Only addresses, protocol and link are certain.
 //! - **Addresses and IP protocol** of frames that announce IP but could not be decoded.
 //! - **Payload bytes** where Zeek leaves them unset: anything from 0 to the IP bytes.
+//! - **Fragments that contradict each other** (`fragment_overlap`): what the receiver put together
+//!   may be another protocol, between other ports, than what is in the row. Addresses are certain.
+//! - **Both ends began it**: a TCP session with a SYN, or a SYN-ACK, from either side is asked as if
+//!   the originator had been guessed.
+//! - **Tags, MAC addresses and the interface** are those of the session's first frame. Where it has
+//!   more, and the answer is to prove something, only `yes` is certain.
 //! - **States, totals and durations** of sessions put together from two halves that leave it open
 //!   (`join_certain` is false): more than one session may lie behind the row.
 //! - **inbound, outbound, internal, external** where no local networks were configured.
@@ -20,7 +26,7 @@
 
 use std::net::IpAddr;
 
-use capture_flow::key::{Address, MacAddr, Protocol};
+use capture_flow::key::{Address, Protocol};
 use capture_flow::record::Service;
 
 use super::ast::{Cmp, Count, End, Expr, Locality, Net, Test, TextColumn};
@@ -82,6 +88,8 @@ pub struct Doubt {
     /// Whether the row has all of the session: it may go on, or may have gone on where nobody
     /// saw it.
     pub goes_on: bool,
+    /// Whether frames behind the first came with the same tags, MAC addresses and interface.
+    pub link: bool,
 }
 
 /// Something that tests can be asked of.
@@ -101,12 +109,13 @@ impl Expr {
     #[must_use]
     pub fn judge(&self, row: &Row, doubt: Doubt) -> Truth {
         let goes_on = doubt.goes_on;
-        let as_logged = View { row, orig: &row.orig, resp: &row.resp, goes_on };
+        let link = doubt.link && row.frames > 1;
+        let as_logged = View { row, orig: &row.orig, resp: &row.resp, goes_on, link };
         let truth = self.eval(&as_logged);
-        if row.direction_certain && !doubt.direction {
+        if row.direction_certain && !doubt.direction && !both_began(row) {
             return truth;
         }
-        let swapped = View { row, orig: &row.resp, resp: &row.orig, goes_on };
+        let swapped = View { row, orig: &row.resp, resp: &row.orig, goes_on, link };
         truth.agree(self.eval(&swapped))
     }
 
@@ -133,6 +142,8 @@ struct View<'a> {
     orig: &'a RowEnd,
     resp: &'a RowEnd,
     goes_on: bool,
+    /// The row may not tell of every frame's link layer.
+    link: bool,
 }
 
 impl Subject for View<'_> {
@@ -145,14 +156,19 @@ impl Subject for View<'_> {
             Test::Icmp => self.ip_protocol(|number| number == 1 || number == 58),
             Test::IpProto(wanted) => self.ip_protocol(|number| number == *wanted),
             Test::EtherProto(wanted) => (self.row.protocol == Protocol::Ether(*wanted)).into(),
-            Test::Mac(end, mac) => self.ends(*end, |side| has_mac(side, *mac).into()),
-            Test::Vlan(None) => self.row.vlan.is_some().into(),
+            Test::Mac(end, mac) => self.ends(*end, |side| match side.addr {
+                Address::Ip(_) => self.first_frames(side.l2_addr == Some(*mac)),
+                Address::Mac(own) => (own == *mac).into(),
+            }),
+            Test::Vlan(None) => self.first_frames(self.row.vlan.is_some()),
             Test::Vlan(Some(id)) => {
-                (self.row.vlan == Some(*id) || self.row.inner_vlan == Some(*id)).into()
+                self.first_frames(self.row.vlan == Some(*id) || self.row.inner_vlan == Some(*id))
             }
             Test::Locality(locality) => self.locality(*locality),
             Test::State(_) | Test::Count(..) | Test::Duration(..)
-                if self.row.is_fragments_only() || !self.row.join_certain =>
+                if self.row.is_fragments_only()
+                    || !self.row.join_certain
+                    || self.row.fragment_overlap =>
             {
                 Truth::Maybe
             }
@@ -170,11 +186,10 @@ impl Subject for View<'_> {
                 cmp.holds(so_far, wanted).into()
             }
             Test::Text(column, wanted) => match column {
-                TextColumn::Uid => *self.row.uid == **wanted,
-                TextColumn::Iface => *self.row.iface == **wanted,
-                TextColumn::Sensor => *self.row.sensor == **wanted,
-            }
-            .into(),
+                TextColumn::Uid => (*self.row.uid == **wanted).into(),
+                TextColumn::Iface => self.first_frames(*self.row.iface == **wanted),
+                TextColumn::Sensor => (*self.row.sensor == **wanted).into(),
+            },
         }
     }
 }
@@ -187,6 +202,11 @@ impl View<'_> {
             End::Orig => test(self.orig),
             End::Resp => test(self.resp),
         }
+    }
+
+    /// The answer to a question about the link of every frame, where the row has the first one's.
+    fn first_frames(&self, truth: bool) -> Truth {
+        if self.link && !truth { Truth::Maybe } else { truth.into() }
     }
 
     /// The answer to a question about IP for a session without it.
@@ -213,12 +233,16 @@ impl View<'_> {
 
     fn ip_protocol(&self, is: impl Fn(u8) -> bool) -> Truth {
         match self.row.protocol {
+            _ if self.row.fragment_overlap => Truth::Maybe,
             Protocol::Ip(number) => is(number).into(),
             Protocol::Ether(_) => self.without_ip(),
         }
     }
 
     fn port(&self, side: &RowEnd, first: u16, last: u16) -> Truth {
+        if self.row.fragment_overlap {
+            return Truth::Maybe;
+        }
         if !self.row.has_ports() {
             return self.without_ip();
         }
@@ -240,6 +264,7 @@ impl View<'_> {
 
     fn service(&self, wanted: Service) -> Truth {
         match &self.row.service {
+            _ if self.row.fragment_overlap => Truth::Maybe,
             // Several may be listed, as Zeek does.
             Some(service) if service.split(',').any(|one| one == wanted.as_str()) => Truth::True,
             _ if self.goes_on && self.row.has_ports() => Truth::Maybe,
@@ -310,7 +335,10 @@ fn in_range<T: PartialOrd + Copy>(cmp: Cmp, least: T, most: T, value: T) -> Trut
     }
 }
 
-/// Whether the end has this link-layer address; sessions without IP have it for their address.
-fn has_mac(side: &RowEnd, mac: MacAddr) -> bool {
-    side.addr == Address::Mac(mac) || side.l2_addr == Some(mac)
+/// Whether both ends of a TCP session began it, or both answered: one of them may be somebody else
+/// who wrote the other's address.
+fn both_began(row: &Row) -> bool {
+    let tcp = row.protocol == Protocol::TCP;
+    let both = |upper, lower| row.history.contains(upper) && row.history.contains(lower);
+    tcp && (both('S', 's') || both('H', 'h'))
 }

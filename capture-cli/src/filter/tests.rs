@@ -148,6 +148,46 @@ fn a_guessed_originator_leaves_open_only_what_depends_on_it() {
 }
 
 #[test]
+fn a_syn_from_either_end_leaves_the_originator_open() {
+    for history in ["SsHADad", "ShHADad"] {
+        let row = Row { history: history.into(), ..row() };
+        assert_eq!(ask("resp host 10.0.0.1 and resp port 40000", &row), Truth::Maybe, "{history}");
+        assert_eq!(ask("host 10.0.0.1 and port 22", &row), Truth::True, "{history}");
+        assert_eq!(ask("port 80", &row), Truth::False, "{history}");
+    }
+}
+
+#[test]
+fn contradicting_fragments_leave_all_but_the_addresses_open() {
+    let row = Row { fragment_overlap: true, ..row() };
+    for open in ["port 80", "not port 22", "udp", "service http", "state S0", "bytes > 1M"] {
+        assert_eq!(ask(open, &row), Truth::Maybe, "{open}");
+    }
+    assert_eq!(ask("host 10.0.0.9", &row), Truth::False);
+    assert_eq!(ask("host 10.0.0.1", &row), Truth::True);
+}
+
+#[test]
+fn only_the_first_frames_link_is_known_to_who_proves() {
+    let several = Row { frames: 2, ..row() };
+    let single = Row { frames: 1, ..row() };
+    let proving = Doubt { link: true, ..Doubt::default() };
+    for (filter, logged) in [
+        ("vlan 5", Truth::True),
+        ("vlan 20", Truth::False),
+        ("iface eth1", Truth::False),
+        ("ether host 02:00:00:00:00:99", Truth::False),
+    ] {
+        let expr = parse(filter).unwrap().expr;
+        assert_eq!(expr.matches(&several), logged, "{filter}");
+        assert_eq!(expr.judge(&single, proving), logged, "{filter}");
+        let open = if logged == Truth::True { logged } else { Truth::Maybe };
+        assert_eq!(expr.judge(&several, proving), open, "{filter}");
+    }
+    assert_eq!(parse("host 10.0.0.9").unwrap().expr.judge(&several, proving), Truth::False);
+}
+
+#[test]
 fn what_a_row_does_not_say_stays_open() {
     let unknown = Row { service: None, ..row() };
     assert_eq!(ask("service ssh", &unknown), Truth::Maybe);

@@ -257,6 +257,13 @@ fn witness(
     };
     let stores = std::slice::from_ref(store);
     let answer = query::ask(stores, &asked, &Order::TIME, None)?;
+    // A file that was there when it was checked may have been retired before it was read.
+    for file in vouched.present().filter(holds) {
+        if file.path.starts_with("sessions/") && !store.layout().root().join(&file.path).exists() {
+            let span = (file.first_ts.max(window.0), file.last_ts.min(window.1));
+            coverage.add(span, Reason::SessionsRetired, format!("{} while asked", file.path));
+        }
+    }
     for damage in &answer.damage {
         coverage.add(window, Reason::SessionsUnreadable, damage.clone());
     }
@@ -298,7 +305,8 @@ fn witness(
         }
     }
 
-    let unread = unread::find(store, place, &read.lines, window)?;
+    let retired = coverage.packets_retired_through;
+    let unread = unread::find(store, place, &read.lines, window, retired)?;
     proof.notes.extend(unread.damage);
     let could = |frame: &UnreadFrame| frame.could_match(&question.filter);
     proof.possible.extend(unread.frames.into_iter().filter(could).map(Possible::Frame));
@@ -358,14 +366,15 @@ impl Judge<'_> {
     fn take(&mut self, store: usize, row: &Row, presence: Presence, proof: &mut Proof) {
         let session = || Session { store, row: row.clone(), presence };
         let direction = self.doubts_direction(row);
-        let sure = self.filter.judge(row, Doubt { direction, goes_on: false });
+        let sure = self.filter.judge(row, Doubt { direction, goes_on: false, link: true });
         if sure == Truth::True {
             proof.sessions.push(session());
             return;
         }
-        let goes_on = row.may_go_on();
+        let more = Doubt { direction, goes_on: true, link: true };
         if sure == Truth::Maybe
-            || self.filter.judge(row, Doubt { direction, goes_on }) != Truth::False
+            || (self.filter.judge(row, more) != Truth::False
+                && (row.may_go_on() || self.missed_some(row, (row.ts, row.last_ts))))
         {
             let why = why_uncertain(row, direction, sure);
             proof.possible.push(Possible::Session { session: Box::new(session()), why });
@@ -380,13 +389,16 @@ impl Judge<'_> {
             return false;
         }
         let logged = self.filter.judge(row, Doubt::default());
-        if logged == self.filter.judge(row, Doubt { direction: true, goes_on: false }) {
-            return false;
-        }
-        let before = Window { from: Some(row.ts - IDLE), to: Some(row.ts) };
-        match ledger::read(self.store, row.ts - IDLE, Nanos::MAX) {
+        let turned = Doubt { direction: true, ..Doubt::default() };
+        logged != self.filter.judge(row, turned) && self.missed_some(row, (row.ts - IDLE, row.ts))
+    }
+
+    /// Whether the session's sensor may have missed frames in a time, inside the window or not.
+    fn missed_some(&self, row: &Row, (from, to): (Nanos, Nanos)) -> bool {
+        let time = Window { from: Some(from), to: Some(to) };
+        match ledger::read(self.store, from, Nanos::MAX) {
             Ok(read) => {
-                let coverage = Coverage::of(&row.sensor, &read, before, self.at);
+                let coverage = Coverage::of(&row.sensor, &read, time, self.at);
                 coverage.gaps.iter().any(|gap| !gap.packets_only)
             }
             Err(_) => true,
@@ -403,6 +415,8 @@ fn why_uncertain(row: &Row, direction: bool, sure: Truth) -> &'static str {
         "which end began it is a guess"
     } else if sure == Truth::Maybe {
         "what the filter asks for was not seen of it"
+    } else if row.is_final && !row.may_go_on() {
+        "some of its frames may have been missed"
     } else if &*row.end_reason == "evicted" {
         "it was written out early because the session table was full"
     } else {

@@ -203,6 +203,7 @@ pub(super) struct UnreadFrames {
 }
 
 /// Finds the unread frames of one store within a window, and says how many cannot be found.
+/// Packets up to `retired` were removed to keep the budget.
 ///
 /// # Errors
 /// A directory cannot be read.
@@ -211,13 +212,15 @@ pub(super) fn find(
     place: usize,
     lines: &[LedgerLine],
     (from, to): (Nanos, Nanos),
+    retired: Option<Nanos>,
 ) -> anyhow::Result<UnreadFrames> {
     let mut found = UnreadFrames::default();
     let touching = || lines.iter().filter(|line| line.overlaps(from, to));
     let counted = touching().map(undecodable).fold(0, u64::saturating_add);
     // The lines reach beyond the window, and so must the frames that they counted.
-    let first = touching().map(|line| line.from).min().unwrap_or(from).min(from) - LATE;
-    let last = touching().map(|line| line.to).max().unwrap_or(to).max(to) + LATE;
+    let begin = touching().map(|line| line.from).min().unwrap_or(from).min(from);
+    let end = touching().map(|line| line.to).max().unwrap_or(to).max(to);
+    let (first, last) = (begin - LATE, end + LATE);
     let seed = store.identity().hash_seed();
     // With the bytes that may be read, where the index still tells that.
     let mut unsure: Vec<(SegmentRef, u64)> = Vec::new();
@@ -256,7 +259,14 @@ pub(super) fn find(
         }
     }
     // Only where the indexes do not tell are whole segments read.
-    let enough = |frames: &[UnreadFrame]| frames.len() as u64 >= counted;
+    // Only those within the lines' own time answer for what the lines counted: others would hide
+    // frames that are missing.
+    let shown = |frames: &[UnreadFrame]| {
+        let of_lines =
+            |frame: &&UnreadFrame| !frame.is_of_tunnel() && (begin..=end).contains(&frame.ts);
+        frames.iter().filter(of_lines).count() as u64
+    };
+    let enough = |frames: &[UnreadFrame]| shown(frames) >= counted;
     let told = found.damage.is_empty() && enough(&frames);
     for (segment, len) in unsure.into_iter().filter(|_| !told) {
         let mut offsets = Vec::new();
@@ -271,11 +281,19 @@ pub(super) fn find(
         }
     }
     frames.sort_by_key(|frame| (frame.ts, frame.at));
-    found.missing = counted.saturating_sub(frames.len() as u64);
-    // Those count beside the others, and only for each other.
+    // Frames that carry a tunnel count beside the others, and only for each other.
     let hidden = touching().map(hiding).fold(0, u64::saturating_add);
-    let shown = frames.iter().filter(|frame| frame.is_of_tunnel()).count() as u64;
-    found.missing = found.missing.saturating_add(hidden.saturating_sub(shown));
+    // Where packets of the window were retired, what is left proves nothing about what is gone.
+    found.missing = match retired {
+        Some(through) if through >= from => counted.saturating_add(hidden),
+        _ => {
+            let of_tunnels =
+                |frame: &&UnreadFrame| frame.is_of_tunnel() && (begin..=end).contains(&frame.ts);
+            let found = frames.iter().filter(of_tunnels).count() as u64;
+            let missing = counted.saturating_sub(shown(&frames));
+            missing.saturating_add(hidden.saturating_sub(found))
+        }
+    };
     frames.retain(|frame| from <= frame.ts && frame.ts <= to);
     found.frames = frames;
     Ok(found)

@@ -2,8 +2,8 @@
 
 use std::io::Write as _;
 
-use capture_store::ledger::{Interface, Link, Note, Queue, SealedFile, Worker, Xdp};
-use capture_store::{DropReason, RowLossReason};
+use capture_store::ledger::{Interface, Link, Nic, Note, Queue, SealedFile, Worker, Xdp};
+use capture_store::{DropReason, RowLossReason, RunId};
 use serde_json::Value;
 
 use crate::support::{Sensor, at, errors, text};
@@ -135,6 +135,111 @@ fn every_loss_is_a_gap_with_its_reason() {
     let shown = text(&sensor.ask(&["coverage"]));
     assert!(shown.contains("30.0 % covered"), "{shown}");
     assert!(shown.contains("frames were lost before the sensor took them"), "{shown}");
+}
+
+#[test]
+fn a_lost_row_reaches_back_to_what_was_promised_before() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    for second in 0..10 {
+        sensor.line(second as u64, second, second + 1, |line| {
+            line.interfaces.push(wire(100, 0));
+            line.workers.push(worker(100));
+            // Sessions wait for their rows: those since second 2 at the time of the loss.
+            line.complete_through = Some(at((second - 3).max(0) * 1000));
+            match second {
+                6 => {
+                    line.rows.lost.insert(RowLossReason::HandOffFull, 1);
+                }
+                9 => line.notes.push(Note::CleanStop),
+                _ => {}
+            }
+        });
+    }
+    assert_eq!(gaps(&json(&sensor, &WINDOW)), [gap("rows_lost", "02", "07", 0)]);
+}
+
+#[test]
+fn a_driver_that_dropped_more_than_the_program_explains_lost_frames() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    for second in 0..10 {
+        sensor.line(second as u64, second, second + 1, |line| {
+            let lost = if second == 2 { 5 } else { 0 };
+            let mut interface = wire(100, lost);
+            let rx_dropped = match second {
+                // What the program says itself, and what every frame taken counts as.
+                2 => 5,
+                4 => 100,
+                7 => 3,
+                _ => 0,
+            };
+            interface.nic = Some(Nic { rx_dropped, ..Nic::default() });
+            line.interfaces.push(interface);
+            line.workers.push(worker(100 - lost));
+            if second == 9 {
+                line.notes.push(Note::CleanStop);
+            }
+        });
+    }
+    let expected = [gap("ring_loss", "02", "03", 5), gap("nic_loss", "05", "08", 3)];
+    assert_eq!(gaps(&json(&sensor, &WINDOW)), expected);
+}
+
+/// Lines of a run of its own, one a second.
+fn run(sensor: &mut Sensor, name: &str, seconds: std::ops::Range<i64>, mode: &str, iface: &str) {
+    sensor.run = RunId::parse(name).expect("a run");
+    let last = seconds.end - 1;
+    for (interval, second) in seconds.enumerate() {
+        sensor.line(interval as u64, second, second + 1, |line| {
+            mode.clone_into(&mut line.mode);
+            if mode == "capture" {
+                let mut interface = wire(100, 0);
+                iface.clone_into(&mut interface.name);
+                line.interfaces.push(interface);
+                line.workers.push(worker(100));
+            }
+            if second == last {
+                line.notes.push(Note::CleanStop);
+            }
+        });
+    }
+}
+
+#[test]
+fn what_is_replayed_covers_no_time_of_a_wire() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    run(&mut sensor, "20070202T060000Z-00000001", 0..3, "capture", "eth0");
+    run(&mut sensor, "20070202T060006Z-00000002", 6..10, "capture", "eth0");
+    let outage = gap("no_sensor", "03", "06", 0);
+    assert_eq!(gaps(&json(&sensor, &WINDOW)), [outage.clone()]);
+    run(&mut sensor, "20070202T070000Z-00000003", 2..8, "replay", "");
+    assert_eq!(gaps(&json(&sensor, &WINDOW)), [outage]);
+}
+
+#[test]
+fn a_clock_set_back_between_runs_hides_no_outage() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    run(&mut sensor, "20070202T060000Z-00000001", 0..6, "capture", "eth0");
+    run(&mut sensor, "20070202T060004Z-00000002", 4..10, "capture", "eth0");
+    assert_eq!(gaps(&json(&sensor, &WINDOW)), [gap("clock_stepped", "04", "06", 0)]);
+}
+
+#[test]
+fn an_interface_that_a_later_run_leaves_out_is_not_covered_by_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    run(&mut sensor, "20070202T060000Z-00000001", 0..5, "capture", "eth0");
+    run(&mut sensor, "20070202T060005Z-00000002", 5..10, "capture", "eth1");
+    let json = json(&sensor, &WINDOW);
+    let expected = [gap("no_sensor", "00", "05", 0), gap("no_sensor", "05", "10", 0)];
+    assert_eq!(gaps(&json), expected);
+    assert_eq!(json["covered_s"], 0.0);
+    // Each by itself is whole.
+    let first = ["--from", "2007-02-02 06:00:00", "--to", "2007-02-02 06:00:04"];
+    assert_eq!(gaps(&self::json(&sensor, &first)), []);
 }
 
 #[test]
