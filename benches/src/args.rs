@@ -1,7 +1,6 @@
 //! The command line of the bench; what each subcommand takes stands in its own module.
 
 use clap::{Parser, Subcommand};
-use stillwire_benches::disk::DiskArgs;
 use stillwire_benches::pipeline::PipelineArgs;
 
 use crate::drops::{BareArgs, DropsArgs, FramesArgs};
@@ -24,8 +23,6 @@ pub(crate) enum Command {
     Drops(Box<DropsArgs>),
     /// Time that a frame takes on its way from memory to session table and segment
     Pipeline(Box<PipelineArgs>),
-    /// What a disk takes, and what the segment writer makes of it
-    Disk(Box<DiskArgs>),
     /// Receive by AF_XDP and discard until interrupted: the subject `bare` of `drops`
     #[command(hide = true)]
     Bare(BareArgs),

@@ -1,7 +1,6 @@
 //! What the measuring bench is made of: traffic made in memory, and the engine's own code that it
-//! is put through. The criterion benchmarks use it too.
+//! is put through.
 
-pub mod disk;
 pub mod measure;
 pub mod pipeline;
 pub mod traffic;
