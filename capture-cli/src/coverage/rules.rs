@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::DropReason;
 use capture_store::ledger::{
-    Blind, BlindCause, Damage, Interface, LedgerLine, LedgerRead, Nic, Note, Queue, imbalances,
+    Blind, BlindCause, Damage, Interface, LedgerLine, LedgerRead, Nic, Note, imbalances,
 };
 
 use super::rings::Rings;
@@ -206,10 +206,6 @@ fn of_interface(
     if let Some(lost) = interface.nic.as_ref().map(Nic::lost).filter(|lost| *lost > 0) {
         gaps.add(nic, Reason::NicLoss, lost, name.clone());
     }
-    let dropped = dropped_unseen(interface);
-    if dropped > 0 {
-        gaps.add_with(nic, Reason::NicLoss, dropped, name.clone(), "by its driver", false);
-    }
     for queue in &interface.queues {
         let place = || format!("{name} queue {}", queue.queue);
         let xdp = &queue.xdp;
@@ -223,26 +219,6 @@ fn of_interface(
             gaps.add(span, Reason::ExcludedByPolicy, xdp.passed, place());
         }
     }
-}
-
-/// Frames that the driver dropped before the XDP program saw them, as far as its counter tells. It
-/// also counts what the program and the stack behind it dropped, and in some drivers every frame
-/// that the program took: then it tells nothing.
-fn dropped_unseen(interface: &Interface) -> u64 {
-    let Some(nic) = &interface.nic else { return 0 };
-    let sum =
-        |of: fn(&Queue) -> u64| interface.queues.iter().map(of).fold(0_u64, u64::saturating_add);
-    let taken = sum(|queue| queue.xdp.steered);
-    if taken > 0 && nic.rx_dropped >= taken {
-        return 0;
-    }
-    let known = sum(|queue| {
-        let xdp = &queue.xdp;
-        [queue.ring_losses, xdp.no_socket, xdp.aborted, xdp.passed]
-            .into_iter()
-            .fold(0, u64::saturating_add)
-    });
-    nic.rx_dropped.saturating_sub(known)
 }
 
 /// Where a cause is.

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use capture_store::ledger::{Interface, Link, Nic, Note, Queue, SealedFile, Worker, Xdp};
+use capture_store::ledger::{Interface, Link, Note, Queue, SealedFile, Worker, Xdp};
 use capture_store::{DropReason, RowLossReason, RunId};
 use serde_json::Value;
 
@@ -157,33 +157,6 @@ fn a_lost_row_reaches_back_to_what_was_promised_before() {
         });
     }
     assert_eq!(gaps(&json(&sensor, &WINDOW)), [gap("rows_lost", "02", "07", 0)]);
-}
-
-#[test]
-fn a_driver_that_dropped_more_than_the_program_explains_lost_frames() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
-    for second in 0..10 {
-        sensor.line(second as u64, second, second + 1, |line| {
-            let lost = if second == 2 { 5 } else { 0 };
-            let mut interface = wire(100, lost);
-            let rx_dropped = match second {
-                // What the program says itself, and what every frame taken counts as.
-                2 => 5,
-                4 => 100,
-                7 => 3,
-                _ => 0,
-            };
-            interface.nic = Some(Nic { rx_dropped, ..Nic::default() });
-            line.interfaces.push(interface);
-            line.workers.push(worker(100 - lost));
-            if second == 9 {
-                line.notes.push(Note::CleanStop);
-            }
-        });
-    }
-    let expected = [gap("ring_loss", "02", "03", 5), gap("nic_loss", "05", "08", 3)];
-    assert_eq!(gaps(&json(&sensor, &WINDOW)), expected);
 }
 
 /// Lines of a run of its own, one a second.
