@@ -70,7 +70,8 @@ fn a_page_of_evidence_stands_alone_and_says_what_was_found() -> Result<()> {
     // What an attacker could have put there stays text, and nothing is fetched from anywhere.
     let hostile = "iface \"<script>document.title='run'</script><img src=http://192.0.2.1/x>\"";
     let (code, page) = report(hostile, &to)?;
-    assert_eq!(code, Some(0));
+    // A row has the interface of the session's first frame only.
+    assert_eq!(code, Some(4));
     ensure!(page.contains("&lt;script&gt;document.title"), "{page}");
     for document in [&present, &absent, &open, &page] {
         let lower = document.to_ascii_lowercase();
