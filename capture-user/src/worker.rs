@@ -172,8 +172,7 @@ impl Pipeline {
             }
             let mut jumbo = self.jumbo.as_slice();
 
-            let recorder = &mut self.recorder;
-            let flat: [Frame<'_>; BATCH] = array::from_fn(|place| {
+            let mut flat: [Frame<'_>; BATCH] = array::from_fn(|place| {
                 let Some(frame) = piece.get(place) else { return NO_FRAME };
                 let bytes = match frame.parts {
                     [whole] => whole,
@@ -185,16 +184,22 @@ impl Pipeline {
                     bytes,
                     link: frame.link,
                     iface: frame.iface,
-                    at: recorder.record(frame, room.refused),
+                    at: None,
                 }
             });
+            let flat = flat.get_mut(..piece.len()).unwrap_or_default();
+            // The frames are copied while the memory of their sessions is on its way.
+            self.table.look_ahead(flat);
+            for (frame, source) in flat.iter_mut().zip(piece) {
+                frame.at = self.recorder.record(source, room.refused);
+            }
             let mut sink = HandOff {
                 recorder: &mut self.recorder,
                 shared: &self.shared,
                 when_full: &self.when_full,
                 rows_lost: &mut self.rows_lost,
             };
-            self.table.observe_batch(flat.get(..piece.len()).unwrap_or_default(), &mut sink);
+            self.table.observe_batch(flat, &mut sink);
             self.recorder.publish();
         }
     }

@@ -8,7 +8,7 @@ use crate::packet::{Checksum, Link, Net, Packet};
 use crate::record::{History, RowReason, Service, Uid};
 use crate::service::Carrier;
 use crate::sink::{Mark, Sink};
-use crate::tcp::{Notes, Segment, Tcp};
+use crate::tcp::{Cruise, Notes, Segment, Tcp};
 use crate::time::Nanos;
 use crate::timer::{Class, is_dns_port};
 
@@ -139,7 +139,7 @@ impl<M: Memory> Core<M> {
         frames += i64::from(packet.owns_frame);
         self.frame(slot, tuple.hash, origin, packet.owns_frame, sink);
 
-        let hot = &mut self.hot[slot as usize];
+        let hot = &mut self.near[slot as usize].hot;
         let is_orig = tuple.from_low == hot.flags.has(Flags::ORIG_IS_LOW);
         let counts = if let Net::Ip { ip, checksum, payload_len, .. } = packet.net {
             let whole = packet.payload.len() as u64 >= u64::from(payload_len);
@@ -181,7 +181,7 @@ impl<M: Memory> Core<M> {
         sink: &mut impl Sink,
     ) {
         self.note_time(slot, origin.ts);
-        let hot = &mut self.hot[slot as usize];
+        let hot = &mut self.near[slot as usize].hot;
         hot.flags.set(Flags::NEWS, true);
         if owned {
             let carry = &mut self.cold[slot as usize].carry;
@@ -219,7 +219,7 @@ impl<M: Memory> Core<M> {
         let first = earlier.first().map_or(*origin, Origin::held);
         let slot = self.start_slot(tuple, &packet.link, origin.ts, &first, flip, sink);
         let resp = self.ends(slot)[1];
-        let hot = &mut self.hot[slot as usize];
+        let hot = &mut self.near[slot as usize].hot;
         hot.class = match tuple.kind {
             // Until a segment tells more, and for good if its checksum is wrong.
             Kind::Tcp => Class::TcpAttempt,
@@ -229,12 +229,13 @@ impl<M: Memory> Core<M> {
             Kind::Other => Class::Other,
             Kind::Link => Class::Link,
         };
-        self.places[slot as usize].deadline = match hot.class {
+        self.near[slot as usize].place.deadline = match hot.class {
             Class::Dns => origin.ts + crate::timer::DNS_LOOK,
             _ => origin.ts + self.timeouts.tcp_attempt,
         };
         if tuple.kind == Kind::Tcp {
             self.tcp[slot as usize] = Tcp::new(self.halves);
+            self.near[slot as usize].cruise = Cruise::default();
         }
         self.enter(slot, tuple.hash);
         slot
@@ -267,7 +268,7 @@ impl<M: Memory> Core<M> {
         for direction in Flags::DETECTING {
             flags.set(direction, matches!(tuple.kind, Kind::Tcp | Kind::Udp));
         }
-        self.hot[slot as usize] = Hot {
+        self.near[slot as usize].hot = Hot {
             key: tuple.key.brief(tuple.hash),
             mark: Mark::default(),
             last_time: start,
@@ -295,7 +296,7 @@ impl<M: Memory> Core<M> {
     /// The originator's end and the responder's.
     pub(super) fn ends(&self, slot: u32) -> [(Address, u16); 2] {
         let [low, high] = self.key(slot).ends();
-        let orig_is_low = self.hot[slot as usize].flags.has(Flags::ORIG_IS_LOW);
+        let orig_is_low = self.near[slot as usize].hot.flags.has(Flags::ORIG_IS_LOW);
         if orig_is_low { [low, high] } else { [high, low] }
     }
 
@@ -303,7 +304,7 @@ impl<M: Memory> Core<M> {
     #[inline]
     fn end_if_reused(&mut self, slot: u32, packet: &Packet<'_>, sink: &mut impl Sink) -> bool {
         let Some(segment) = Segment::of(packet).filter(Segment::syn) else { return false };
-        let reused = Kind::of(self.hot[slot as usize].class) == Kind::Tcp
+        let reused = Kind::of(self.near[slot as usize].hot.class) == Kind::Tcp
             && self.tcp[slot as usize].is_reuse(&segment);
         if reused {
             self.end(slot, RowReason::Replaced, sink);
@@ -322,7 +323,7 @@ impl<M: Memory> Core<M> {
         payload: &[u8],
         ts: Nanos,
     ) -> bool {
-        let hot = &mut self.hot[slot as usize];
+        let hot = &mut self.near[slot as usize].hot;
         let cold = &mut self.cold[slot as usize];
         let who = usize::from(!is_orig);
         let udp = kind == Kind::Udp;
@@ -378,7 +379,7 @@ impl<M: Memory> Core<M> {
         offset: u32,
         payload: &[u8],
     ) -> bool {
-        let hot = &mut self.hot[slot as usize];
+        let hot = &mut self.near[slot as usize].hot;
         let cold = &mut self.cold[slot as usize];
         let found = self.services.observe(&mut cold.detector, carrier, is_orig, offset, payload);
         hot.flags.set(Flags::DETECTING[0], cold.detector.wants(true));
@@ -427,7 +428,7 @@ impl<M: Memory> Core<M> {
         let slot = found.unwrap_or_else(|| {
             let slot = self.start_slot(&tuple, &datagram.link, first.ts, &first, false, sink);
             // The idle limit runs from now: the frames are as old as the datagram's time limit.
-            let hot = &mut self.hot[slot as usize];
+            let hot = &mut self.near[slot as usize].hot;
             hot.class = Class::Other;
             hot.last_time = now;
             self.set_last_ts(slot, first.ts);

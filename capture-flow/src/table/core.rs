@@ -11,14 +11,14 @@ use crate::record::{RowReason, Uid};
 use crate::service::Services;
 use crate::sink::Sink;
 use crate::stats::FlowStats;
-use crate::tcp::Tcp;
+use crate::tcp::{Cruise, Tcp};
 use crate::time::{Nanos, NanosDelta};
 use crate::timer::{Class, DNS_LOOK, DNS_SILENCE, IdleLimits, linger_look};
 use crate::uid::UidSource;
 
 use super::index::{self, Index};
 use super::lists::{ByLimit, ByRow, List};
-use super::session::{self, Cold, Flags, Hot, Kind, Links, NONE, Place};
+use super::session::{self, Cold, Flags, Kind, Links, NONE, Near};
 use super::steady::Plain;
 use super::tuple::Tuple;
 
@@ -104,9 +104,8 @@ pub(super) struct Core<M> {
     pub(super) uids: UidSource,
     pub(super) services: Services,
     /// A session's parts lie at its slot in each of these.
-    pub(super) hot: Vec<Hot>,
+    pub(super) near: Vec<Near>,
     pub(super) tcp: Vec<Tcp>,
-    pub(super) places: Vec<Place>,
     pub(super) cold: Vec<Cold>,
     pub(super) stats: FlowStats,
     pub(super) clock: Nanos,
@@ -168,9 +167,8 @@ impl<M: Memory> Core<M> {
             timeouts: config.timeouts,
             uids: UidSource::new(config.uid_seed, config.worker),
             services: Services::new(SERVICE_SLOTS.min(capacity as u32)),
-            hot: room::<M, _>(capacity),
+            near: room::<M, _>(capacity),
             tcp: room::<M, _>(capacity),
-            places: room::<M, _>(capacity),
             cold: room::<M, _>(capacity),
             stats: FlowStats { capacity: capacity as u64, ..FlowStats::default() },
             clock: Nanos::MIN,
@@ -207,13 +205,11 @@ impl<M: Memory> Core<M> {
     pub(super) fn fetch_session(&self, plain: &Plain) -> u32 {
         let likely = if plain.is_some { self.index.likely(plain.hash) } else { None };
         let Some(slot) = likely else { return NONE };
-        if let Some(hot) = self.hot.get(slot as usize) {
-            M::fetch(hot);
-        }
-        if plain.is_tcp()
-            && let Some(tcp) = self.tcp.get(slot as usize)
-        {
-            M::fetch(tcp);
+        if let Some(near) = self.near.get(slot as usize) {
+            M::fetch(&near.hot);
+            if plain.is_tcp() {
+                M::fetch(&near.cruise);
+            }
         }
         slot
     }
@@ -221,7 +217,7 @@ impl<M: Memory> Core<M> {
     /// Whether a slot holds the living session of a key.
     #[inline]
     fn holds(&self, slot: u32, tuple: &Tuple, brief: BriefKey) -> bool {
-        self.hot.get(slot as usize).is_some_and(|hot| hot.key == brief)
+        self.near.get(slot as usize).is_some_and(|near| near.hot.key == brief)
             && (brief.is_whole() || self.cold[slot as usize].key == tuple.key)
     }
 
@@ -238,7 +234,7 @@ impl<M: Memory> Core<M> {
     /// The key of a session.
     #[inline]
     pub(super) fn key(&self, slot: u32) -> PackedKey {
-        self.hot[slot as usize].key.whole().unwrap_or_else(|| self.cold[slot as usize].key)
+        self.near[slot as usize].hot.key.whole().unwrap_or_else(|| self.cold[slot as usize].key)
     }
 
     /// The hash of a session's key.
@@ -248,18 +244,17 @@ impl<M: Memory> Core<M> {
 
     /// A free slot, made free by eviction if need be.
     pub(super) fn take_slot(&mut self, sink: &mut impl Sink) -> u32 {
-        if self.free == NONE && self.hot.len() >= self.capacity {
+        if self.free == NONE && self.near.len() >= self.capacity {
             self.evict(sink);
         }
         let slot = if self.free == NONE {
-            self.hot.push(Hot::default());
+            self.near.push(Near::default());
             self.tcp.push(Tcp::default());
-            self.places.push(Place::default());
             self.cold.push(Cold::default());
-            (self.hot.len() - 1) as u32
+            (self.near.len() - 1) as u32
         } else {
             let slot = self.free;
-            self.free = self.places[slot as usize].limit.next;
+            self.free = self.near[slot as usize].place.limit.next;
             slot
         };
         self.stats.sessions += 1;
@@ -268,36 +263,37 @@ impl<M: Memory> Core<M> {
 
     /// Puts a filled slot where it is found, expires and gets rows.
     pub(super) fn enter(&mut self, slot: u32, hash: FlowHash) {
-        let hot = &mut self.hot[slot as usize];
+        let hot = &mut self.near[slot as usize].hot;
         hot.moved = coarse(self.clock);
         let class = hot.class;
         self.index.insert(hash, slot);
         self.set_row_time(slot, self.clock);
-        self.by_limit[class as usize].push_back(&mut self.places, slot);
-        self.by_row.push_back(&mut self.places, slot);
+        self.by_limit[class as usize].push_back(&mut self.near, slot);
+        self.by_row.push_back(&mut self.near, slot);
         self.next_due = self.next_due.min(self.due(slot)).min(self.clock + self.interim);
     }
 
     /// Takes a session out of the table.
     fn leave(&mut self, slot: u32) {
         let hash = self.hash(slot);
-        let hot = &mut self.hot[slot as usize];
+        let hot = &mut self.near[slot as usize].hot;
         let class = hot.class;
         // Nobody finds it here any more.
         hot.key = BriefKey::default();
         self.index.remove(hash, slot);
-        self.by_limit[class as usize].remove(&mut self.places, slot);
-        self.by_row.remove(&mut self.places, slot);
+        self.by_limit[class as usize].remove(&mut self.near, slot);
+        self.by_row.remove(&mut self.near, slot);
         // Gives back what the session holds outside the table.
         if Kind::of(class) == Kind::Tcp {
             let tcp = &mut self.tcp[slot as usize];
             self.holed -= u32::from(tcp.has_holes());
             *tcp = Tcp::default();
+            self.near[slot as usize].cruise = Cruise::default();
         }
         let cold = &mut self.cold[slot as usize];
         cold.parents = None;
         cold.detail = None;
-        self.places[slot as usize].limit = Links { prev: NONE, next: self.free };
+        self.near[slot as usize].place.limit = Links { prev: NONE, next: self.free };
         self.free = slot;
         self.stats.sessions -= 1;
     }
@@ -314,9 +310,9 @@ impl<M: Memory> Core<M> {
     /// When a session expires if no further frame comes.
     #[inline]
     pub(super) fn due(&self, slot: u32) -> Nanos {
-        let hot = &self.hot[slot as usize];
+        let hot = &self.near[slot as usize].hot;
         if hot.class.has_deadline() {
-            self.places[slot as usize].deadline
+            self.near[slot as usize].place.deadline
         } else {
             hot.last_time + self.limits.of(hot.class)
         }
@@ -330,7 +326,7 @@ impl<M: Memory> Core<M> {
     /// Whether a session is over at `now`, or else when to ask again.
     fn over(&mut self, slot: u32, now: Nanos) -> Result<RowReason, Nanos> {
         let due = self.due(slot);
-        let hot = &self.hot[slot as usize];
+        let hot = &self.near[slot as usize].hot;
         if self.is_of_other_clock(hot.last_time, now) {
             return Ok(RowReason::Timeout);
         }
@@ -355,16 +351,16 @@ impl<M: Memory> Core<M> {
     }
 
     fn look_again(&mut self, slot: u32, when: Nanos) -> Nanos {
-        self.places[slot as usize].deadline = when;
-        let class = self.hot[slot as usize].class;
-        self.by_limit[class as usize].move_to_back(&mut self.places, slot);
+        self.near[slot as usize].place.deadline = when;
+        let class = self.near[slot as usize].hot.class;
+        self.by_limit[class as usize].move_to_back(&mut self.near, slot);
         when
     }
 
     /// Ends a session that a frame found after its time. True if it ended.
     #[inline]
     pub(super) fn end_if_over(&mut self, slot: u32, now: Nanos, sink: &mut impl Sink) -> bool {
-        let hot = &self.hot[slot as usize];
+        let hot = &self.near[slot as usize].hot;
         if self.due(slot) > now && !self.is_of_other_clock(hot.last_time, now) {
             return false;
         }
@@ -382,10 +378,10 @@ impl<M: Memory> Core<M> {
 
     /// Moves a session to the list of another class.
     pub(super) fn set_class(&mut self, slot: u32, class: Class) {
-        let old = std::mem::replace(&mut self.hot[slot as usize].class, class);
-        self.by_limit[old as usize].remove(&mut self.places, slot);
-        self.by_limit[class as usize].push_back(&mut self.places, slot);
-        self.hot[slot as usize].moved = coarse(self.clock);
+        let old = std::mem::replace(&mut self.near[slot as usize].hot.class, class);
+        self.by_limit[old as usize].remove(&mut self.near, slot);
+        self.by_limit[class as usize].push_back(&mut self.near, slot);
+        self.near[slot as usize].hot.moved = coarse(self.clock);
         self.next_due = self.next_due.min(self.due(slot));
     }
 
@@ -394,12 +390,12 @@ impl<M: Memory> Core<M> {
     /// again.
     #[inline]
     pub(super) fn keep_order(&mut self, slot: u32) {
-        let hot = &mut self.hot[slot as usize];
+        let hot = &mut self.near[slot as usize].hot;
         let age = coarse(self.clock).wrapping_sub(hot.moved);
         if age > self.limits.eighth_of(hot.class) && !hot.class.has_deadline() {
             hot.moved = coarse(self.clock);
             let class = hot.class;
-            self.by_limit[class as usize].move_to_back(&mut self.places, slot);
+            self.by_limit[class as usize].move_to_back(&mut self.near, slot);
         }
     }
 
@@ -407,7 +403,7 @@ impl<M: Memory> Core<M> {
     #[inline]
     pub(super) fn note_time(&mut self, slot: u32, ts: Nanos) {
         if ts < self.latest_row {
-            let row_time = self.places[slot as usize].row_time;
+            let row_time = self.near[slot as usize].place.row_time;
             if ts < row_time {
                 self.note_late(ts, row_time);
             }
@@ -423,7 +419,7 @@ impl<M: Memory> Core<M> {
             return;
         }
         let oldest =
-            self.by_row.head().map_or(Nanos::MAX, |slot| self.places[slot as usize].row_time);
+            self.by_row.head().map_or(Nanos::MAX, |slot| self.near[slot as usize].place.row_time);
         let [first, second] = &mut self.late;
         if first.is_none_or(|late| oldest > late.until) {
             *first = second.take();
@@ -445,7 +441,7 @@ impl<M: Memory> Core<M> {
                 row_time = self.latest_row;
             }
         }
-        self.places[slot as usize].row_time = row_time;
+        self.near[slot as usize].place.row_time = row_time;
         self.latest_row = self.latest_row.max(row_time);
     }
 
@@ -487,7 +483,7 @@ impl<M: Memory> Core<M> {
             }
         }
         while let Some(slot) = self.by_row.head() {
-            let row_time = self.places[slot as usize].row_time;
+            let row_time = self.near[slot as usize].place.row_time;
             let due = row_time + self.interim;
             if now < due && !self.is_of_other_clock(row_time, now) {
                 next_due = next_due.min(due);
@@ -498,7 +494,7 @@ impl<M: Memory> Core<M> {
                 next_due = now;
                 break;
             }
-            let hot = &mut self.hot[slot as usize];
+            let hot = &mut self.near[slot as usize].hot;
             // A session that moved long ago stays so: half the circle of `moved` is the past.
             if coarse(now).wrapping_sub(hot.moved) > OLD {
                 hot.moved = coarse(now).wrapping_sub(OLD);
@@ -507,7 +503,7 @@ impl<M: Memory> Core<M> {
                 self.write_row(slot, RowReason::Interim, sink);
             }
             self.set_row_time(slot, now);
-            self.by_row.move_to_back(&mut self.places, slot);
+            self.by_row.move_to_back(&mut self.near, slot);
         }
         self.next_due = next_due;
     }
@@ -535,7 +531,7 @@ impl<M: Memory> Core<M> {
 
     pub(super) fn complete_through(&self, now: Nanos) -> Nanos {
         let Some(head) = self.by_row.head() else { return now };
-        let row_time = self.places[head as usize].row_time;
+        let row_time = self.near[head as usize].place.row_time;
         let late = self.late.iter().flatten().filter(|late| row_time <= late.until);
         let late = late.map(|late| late.earliest).min().unwrap_or(Nanos::MAX);
         now.min(row_time - self.behind).min(late)
@@ -544,7 +540,7 @@ impl<M: Memory> Core<M> {
     /// The time of a session's last frame.
     #[inline]
     pub(super) fn last_ts(&self, slot: u32) -> Nanos {
-        let hot = &self.hot[slot as usize];
+        let hot = &self.near[slot as usize].hot;
         if hot.flags.has(Flags::LAST_TS_APART) {
             self.cold[slot as usize].last_ts
         } else {
@@ -555,7 +551,7 @@ impl<M: Memory> Core<M> {
     /// Sets the time of a session's last frame, after its `last_time` was set.
     #[inline]
     pub(super) fn set_last_ts(&mut self, slot: u32, last_ts: Nanos) {
-        let hot = &mut self.hot[slot as usize];
+        let hot = &mut self.near[slot as usize].hot;
         let apart = hot.last_time != last_ts;
         hot.flags.set(Flags::LAST_TS_APART, apart);
         if apart {

@@ -1,6 +1,6 @@
 //! Lists of sessions, linked through their places.
 
-use super::session::{Links, NONE, Place};
+use super::session::{Links, NONE, Near, Place};
 
 /// Which of a session's links a list runs through.
 pub(super) trait Through {
@@ -49,34 +49,34 @@ impl<T: Through> List<T> {
         (self.head != NONE).then_some(self.head)
     }
 
-    pub(super) fn push_back(&mut self, places: &mut [Place], slot: u32) {
-        *T::links(&mut places[slot as usize]) = Links { prev: self.tail, next: NONE };
+    pub(super) fn push_back(&mut self, near: &mut [Near], slot: u32) {
+        *T::links(&mut near[slot as usize].place) = Links { prev: self.tail, next: NONE };
         if self.tail == NONE {
             self.head = slot;
         } else {
-            T::links(&mut places[self.tail as usize]).next = slot;
+            T::links(&mut near[self.tail as usize].place).next = slot;
         }
         self.tail = slot;
     }
 
-    pub(super) fn remove(&mut self, places: &mut [Place], slot: u32) {
-        let Links { prev, next } = std::mem::take(T::links(&mut places[slot as usize]));
+    pub(super) fn remove(&mut self, near: &mut [Near], slot: u32) {
+        let Links { prev, next } = std::mem::take(T::links(&mut near[slot as usize].place));
         if prev == NONE {
             self.head = next;
         } else {
-            T::links(&mut places[prev as usize]).next = next;
+            T::links(&mut near[prev as usize].place).next = next;
         }
         if next == NONE {
             self.tail = prev;
         } else {
-            T::links(&mut places[next as usize]).prev = prev;
+            T::links(&mut near[next as usize].place).prev = prev;
         }
     }
 
-    pub(super) fn move_to_back(&mut self, places: &mut [Place], slot: u32) {
+    pub(super) fn move_to_back(&mut self, near: &mut [Near], slot: u32) {
         if self.tail != slot {
-            self.remove(places, slot);
-            self.push_back(places, slot);
+            self.remove(near, slot);
+            self.push_back(near, slot);
         }
     }
 }
@@ -87,17 +87,17 @@ mod tests {
 
     #[test]
     fn a_list_keeps_its_order() {
-        let mut places = [Place::default(); 4];
+        let mut near: [Near; 4] = Default::default();
         let mut list = List::<ByLimit>::default();
         for slot in 0..4 {
-            list.push_back(&mut places, slot);
+            list.push_back(&mut near, slot);
         }
-        list.remove(&mut places, 2);
-        list.move_to_back(&mut places, 0);
+        list.remove(&mut near, 2);
+        list.move_to_back(&mut near, 0);
         let mut order = Vec::new();
         while let Some(slot) = list.head() {
             order.push(slot);
-            list.remove(&mut places, slot);
+            list.remove(&mut near, slot);
         }
         assert_eq!(order, [1, 3, 0]);
     }

@@ -49,8 +49,24 @@ pub struct SessionTable<M = AnyMemory> {
     /// Frames between the stages, and those of their keys that are not brief.
     plain: Box<[Plain; PIPELINE]>,
     wide: Box<[PackedKey; PIPELINE]>,
+    /// Frames that were looked at ahead of [`SessionTable::observe_batch`].
+    ahead: Ahead,
     /// Where the recorder keeps the number of [`FlowHash::UNREAD`].
     unread: Mark,
+}
+
+/// Frames that were looked at: how many, and where the first of them lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Ahead {
+    count: usize,
+    first: usize,
+}
+
+impl Ahead {
+    fn of(frames: &[Frame<'_>]) -> Self {
+        let first = frames.first().map_or(0, |frame| frame.bytes.as_ptr().addr());
+        Self { count: frames.len(), first }
+    }
 }
 
 impl SessionTable {
@@ -82,20 +98,38 @@ impl<M: Memory> SessionTable<M> {
             core: Core::new(config)?,
             plain: Box::new([Plain::NONE; PIPELINE]),
             wide: Box::new([PackedKey::default(); PIPELINE]),
+            ahead: Ahead::default(),
             unread: Mark::default(),
         })
+    }
+
+    /// Looks at the frames that [`Self::observe_batch`] will be given next, and sends for the
+    /// memory of their sessions. It changes nothing, and may be left out: whoever has something
+    /// else to do with the frames does it in between, while that memory is on its way. Where the
+    /// frames lie in the record need not be known yet.
+    pub fn look_ahead(&mut self, frames: &[Frame<'_>]) {
+        let Some(chunk) = frames.chunks(PIPELINE).next() else { return };
+        self.look(chunk);
+        self.ahead = Ahead::of(chunk);
+    }
+
+    /// The first two stages.
+    #[inline]
+    fn look(&mut self, chunk: &[Frame<'_>]) {
+        for ((plain, wide), frame) in self.plain.iter_mut().zip(self.wide.iter_mut()).zip(chunk) {
+            self.core.look(&self.decoder, frame, plain, wide);
+        }
+        for plain in self.plain.iter_mut().take(chunk.len()) {
+            plain.slot = self.core.fetch_session(plain);
+        }
     }
 
     /// Accounts a batch of frames, in order, all of them recorded by one worker or not at all.
     /// Each frame's own time moves the timers.
     pub fn observe_batch(&mut self, frames: &[Frame<'_>], sink: &mut impl Sink) {
         for chunk in frames.chunks(PIPELINE) {
-            for ((plain, wide), frame) in self.plain.iter_mut().zip(self.wide.iter_mut()).zip(chunk)
-            {
-                self.core.look(&self.decoder, frame, plain, wide);
-            }
-            for plain in self.plain.iter_mut().take(chunk.len()) {
-                plain.slot = self.core.fetch_session(plain);
+            if std::mem::take(&mut self.ahead) != Ahead::of(chunk) {
+                self.look(chunk);
             }
             self.core.count_frames(chunk);
             for (place, frame) in chunk.iter().enumerate() {

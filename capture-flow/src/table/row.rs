@@ -9,7 +9,7 @@ use crate::sink::{SessionUpdate, Sink};
 use crate::time::NanosDelta;
 
 use super::core::Core;
-use super::session::{Flags, Kind};
+use super::session::{Flags, Kind, Near};
 
 /// A counter of which the session keeps the halves apart.
 fn whole(high: u32, low: u32) -> u64 {
@@ -26,7 +26,7 @@ impl<M: Memory> Core<M> {
         let pcap_last = self.pcap_last(slot);
         let flow = self.hash(slot);
         let due = self.due(slot);
-        let hot = &mut self.hot[slot as usize];
+        let Near { hot, cruise, .. } = &mut self.near[slot as usize];
         let cold = &mut self.cold[slot as usize];
         let kind = Kind::of(hot.class);
         hot.flags.set(Flags::NEWS, false);
@@ -44,7 +44,8 @@ impl<M: Memory> Core<M> {
         let mut half = None;
         let (bytes, conn_state, missed_bytes) = match kind {
             Kind::Tcp => {
-                let tcp = &self.tcp[slot as usize];
+                let tcp = &mut self.tcp[slot as usize];
+                tcp.land(cruise);
                 half = tcp.half(&cold.rare).map(Box::new);
                 (tcp.sizes(), tcp.conn_state(cold.history.as_str()), tcp.missed_bytes)
             }
@@ -124,7 +125,7 @@ impl<M: Memory> Core<M> {
     /// Where a session's last frame lies. Of its segment's number the session keeps one half; the
     /// other is that of the segment recorded to now, or next to it.
     fn pcap_last(&self, slot: u32) -> Option<PcapPosition> {
-        let hot = &self.hot[slot as usize];
+        let hot = &self.near[slot as usize].hot;
         let ahead = hot.pcap_segment.wrapping_sub(self.recorded.segment as u32) as i32;
         let segment = self.recorded.segment.wrapping_add_signed(i64::from(ahead));
         let offset = hot.pcap_offset;

@@ -14,7 +14,7 @@ use crate::tcp::Segment;
 use crate::timer::Class;
 
 use super::core::Core;
-use super::session::{Flags, NONE};
+use super::session::{Flags, NONE, Near};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -111,13 +111,13 @@ impl<M: Memory> Core<M> {
         sink: &mut impl Sink,
     ) -> bool {
         let slot = plain.slot as usize;
-        let Some(hot) = self.hot.get_mut(slot) else { return false };
+        let Some(Near { hot, place, cruise }) = self.near.get_mut(slot) else { return false };
         if hot.key != plain.key || (!plain.key.is_whole() && self.cold[slot].key != *wide) {
             return false;
         }
         // It is not over, and the frame is the latest, of its session and of its row.
         let (now, limit) = (frame.ts, self.limits.of(hot.class));
-        let is_late = now < self.latest_row && now < self.places[slot].row_time;
+        let is_late = now < self.latest_row && now < place.row_time;
         if hot.last_time + limit <= now
             || now < hot.last_time
             || is_late
@@ -148,7 +148,7 @@ impl<M: Memory> Core<M> {
                     whole: plain.whole,
                     room: true,
                 };
-                !(has_data && detecting) && self.tcp[slot].next_in_order(is_orig, &segment)
+                !(has_data && detecting) && cruise.next_in_order(is_orig, &segment)
             }
             (None, Class::Udp) => {
                 // A side's first datagram writes its letter.

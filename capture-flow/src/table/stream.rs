@@ -10,7 +10,7 @@ use crate::timer::{Class, is_interactive_port, linger_look};
 
 use super::account::{Counting, add};
 use super::core::Core;
-use super::session::Flags;
+use super::session::{Flags, Near};
 
 /// History of a session that began with a SYN-ACK.
 const SYN_ACK_FROM_ORIG: &str = "H";
@@ -40,8 +40,9 @@ impl<M: Memory> Core<M> {
         payload: &[u8],
         ts: Nanos,
     ) -> bool {
-        let hot = &mut self.hot[slot as usize];
+        let Near { hot, cruise, .. } = &mut self.near[slot as usize];
         let tcp = &mut self.tcp[slot as usize];
+        tcp.land(cruise);
         let cold = &mut self.cold[slot as usize];
         let mut seen = tcp.seen;
         let mut notes = Notes {
@@ -81,6 +82,7 @@ impl<M: Memory> Core<M> {
         let segment = &Segment { room: self.holed < self.max_holed, ..*segment };
         let mut effect = tcp.segment(is_orig, segment, &mut notes, &mut cold.rare);
         tcp.seen = seen;
+        *cruise = tcp.cruise();
         self.holed += u32::from(tcp.has_holes());
         self.holed -= u32::from(had_holes);
         effect.state_changed |= missed_syn;
@@ -116,7 +118,7 @@ impl<M: Memory> Core<M> {
             effect.state_changed |= !*interactive;
             *interactive = true;
         }
-        let goes_on = self.halves && self.hot[slot as usize].class == Class::TcpAttempt;
+        let goes_on = self.halves && self.near[slot as usize].hot.class == Class::TcpAttempt;
         if effect.state_changed || goes_on {
             self.reclass_tcp(slot, &effect, ts);
         }
@@ -142,8 +144,8 @@ impl<M: Memory> Core<M> {
     #[inline(never)]
     fn reclass_tcp(&mut self, slot: u32, effect: &Effect, ts: Nanos) {
         let start = self.cold[slot as usize].start;
-        let (hot, tcp) = (&self.hot[slot as usize], &self.tcp[slot as usize]);
-        let place = &mut self.places[slot as usize];
+        let Near { hot, place, .. } = &mut self.near[slot as usize];
+        let tcp = &self.tcp[slot as usize];
         let old = hot.class;
         if old == Class::TcpClosing {
             return;

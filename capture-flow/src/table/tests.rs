@@ -276,7 +276,7 @@ fn counters_carry() {
         };
         table.observe_batch(&[frame], &mut told);
         if number == 5 {
-            let hot = &mut table.core.hot[0];
+            let hot = &mut table.core.near[0].hot;
             hot.pkts[0] += u32::MAX - 7;
             hot.ip_bytes[0] += u32::MAX - 800;
             hot.frame_bytes += u32::MAX - 1000;

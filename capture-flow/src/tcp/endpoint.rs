@@ -1,6 +1,6 @@
 //! One end of a TCP session: its state and its sequence numbers.
 
-use super::reassembly::MAX_DATA_WITHOUT_FURTHER_ACKS;
+use super::cruise::End;
 use super::{Segment, TOO_LARGE_SEQ_DELTA};
 
 /// Zeek's states of an end (TCP_Endpoint.h).
@@ -30,8 +30,8 @@ impl EndState {
     }
 }
 
-/// One end, as far as its every segment needs it: 48 bytes, so that both ends and what they share
-/// are two cache lines. Sequence numbers as on the wire, with the number of times they wrapped.
+/// One end: 48 bytes, so that both ends and what they share are two cache lines. Sequence numbers
+/// as on the wire, with the number of times they wrapped.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Endpoint {
     pub(crate) state: EndState,
@@ -71,20 +71,6 @@ pub(crate) struct Rare {
     /// While nothing was heard of it: the highest of its numbers that the other end acknowledged, as
     /// on the wire.
     pub(super) unheard_acked: Option<u32>,
-}
-
-/// What data in order changes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sent {
-    last_seq: u32,
-    delivered: Relative,
-}
-
-/// What an acknowledgement of data that was seen changes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Acknowledged {
-    ack_seq: u32,
-    trimmed: Relative,
 }
 
 /// A relative sequence number; the stream starts at 1, behind the SYN.
@@ -223,54 +209,34 @@ impl Endpoint {
         self.state == EndState::Established && !self.did_close && !self.fin_seen && !self.skip
     }
 
-    /// What becomes of its numbers if it sends the next `len` bytes of its stream from `seq` on,
-    /// the bytes before them having been seen and acknowledged in due time. `None` if they are
-    /// others, or if there is more to it.
+    /// The end in full swing, and whether data of it was acknowledged; `None` if its numbers are
+    /// not simply those of a stream of which all was seen.
     #[inline]
-    pub(super) fn next_data(&self, seq: u32, len: u32) -> Option<Sent> {
-        if seq != self.last_seq {
-            return None;
-        }
-        if len == 0 {
-            return Some(Sent { last_seq: seq, delivered: self.delivered });
-        }
-        let last_seq = seq.checked_add(len)?;
-        let (from, underflow) = self.relative_seq(seq);
-        let delivered = from.wrapping_add(u64::from(len));
-        let is_next = from >= self.acknowledged()
-            && from >= self.trimmed.0
-            && from <= self.delivered.0
-            && delivered > self.delivered.0
-            && delivered - self.trimmed.0 <= MAX_DATA_WITHOUT_FURTHER_ACKS
-            && len < TOO_LARGE_SEQ_DELTA as u32;
-        (is_next && !underflow && !self.no_data_acked())
-            .then_some(Sent { last_seq, delivered: Relative(delivered) })
+    pub(super) fn cruise(&self) -> Option<(End, bool)> {
+        let sent = self.full_last().wrapping_sub(u64::from(self.start_seq));
+        // Before the first wrap a number that lies behind the start looks as if it lay before it.
+        let ceiling = match self.seq_wraps {
+            0 => self.start_seq.checked_add(i32::MAX as u32).unwrap_or(u32::MAX),
+            _ => u32::MAX,
+        };
+        let is_steady = self.is_open()
+            && self.seq_wraps == self.ack_wraps
+            && self.start_seq <= self.ack_seq
+            && self.ack_seq <= self.last_seq
+            && self.last_seq <= ceiling
+            && self.delivered.0 == sent
+            && self.trimmed.0 == self.acknowledged();
+        let end = End::new(self.last_seq, self.ack_seq, ceiling);
+        is_steady.then_some((end, !self.no_data_acked()))
     }
 
-    /// Takes what [`Self::next_data`] gave.
+    /// Takes over what was counted in full swing.
     #[inline]
-    pub(super) fn take_data(&mut self, sent: Sent) {
-        self.last_seq = sent.last_seq;
-        self.delivered = sent.delivered;
-    }
-
-    /// What becomes of its numbers if the other end acknowledges up to `ack`, all of which was
-    /// seen. `None` if there is more to it.
-    #[inline]
-    pub(super) fn next_ack(&self, ack: u32) -> Option<Acknowledged> {
-        let (relative, underflow) = self.relative_ack(ack);
-        let goes_back = ack < self.ack_seq || distance(self.ack_seq, ack) < 0;
-        if goes_back || ack == 0 || underflow || relative > self.delivered.0 {
-            return None;
-        }
-        Some(Acknowledged { ack_seq: ack, trimmed: Relative(relative.max(self.trimmed.0)) })
-    }
-
-    /// Takes what [`Self::next_ack`] gave.
-    #[inline]
-    pub(super) fn take_ack(&mut self, acknowledged: Acknowledged) {
-        self.ack_seq = acknowledged.ack_seq;
-        self.trimmed = acknowledged.trimmed;
+    pub(super) fn land(&mut self, end: &End) {
+        self.last_seq = end.seq;
+        self.ack_seq = end.ack;
+        self.delivered = Relative(self.full_last().wrapping_sub(u64::from(self.start_seq)));
+        self.trimmed = Relative(self.acknowledged());
     }
 
     /// One past the highest number sent, with its wraps.

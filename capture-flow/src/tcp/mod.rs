@@ -4,11 +4,13 @@
 //! (src/packet_analysis/protocol/tcp, src/analyzer/protocol/tcp); the payload itself is never
 //! kept, only which sequence numbers were seen.
 
+mod cruise;
 mod endpoint;
 mod half;
 mod notes;
 mod reassembly;
 
+pub(crate) use cruise::Cruise;
 pub(crate) use endpoint::{EndState, Endpoint, Rare};
 pub use half::HalfStream;
 pub(crate) use half::Missed;
@@ -81,8 +83,8 @@ pub(crate) struct Effect {
     pub(crate) payload_offset: Option<u32>,
 }
 
-/// The TCP half of a session, as far as its every segment needs it: two cache lines. The rest is
-/// [`Rare`].
+/// The TCP half of a session, but for what few segments need ([`Rare`]): two cache lines. A session
+/// in full swing has its numbers in a [`Cruise`].
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub(crate) struct Tcp {
@@ -243,37 +245,6 @@ impl Tcp {
             self.connection_closed(me, &mut effect);
         }
         effect
-    }
-
-    /// Accounts a segment of an established session that brings what comes next, and acknowledges
-    /// what came: [`Self::segment`] would write no letter and change no state. False if it is
-    /// anything else; nothing was changed then.
-    #[inline]
-    pub(crate) fn next_in_order(&mut self, is_orig: bool, segment: &Segment) -> bool {
-        const CONTROL: u8 = TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST | TcpFlags::ACK;
-        let letter = if segment.len > 0 { once::DATA } else { once::ACK };
-        let letter = if is_orig { letter } else { letter << 16 };
-        let has_holes = self.has_holes();
-        let [orig, resp] = &mut self.ends;
-        let (me, you) = if is_orig { (orig, resp) } else { (resp, orig) };
-        if segment.flags.0 & CONTROL != TcpFlags::ACK
-            || segment.window == 0
-            || self.seen & letter == 0
-            || self.first_seen != [true, true]
-            || has_holes
-            || !me.is_open()
-            || !you.is_open()
-            || !(segment.whole || segment.len == 0)
-        {
-            return false;
-        }
-        let sent = me.next_data(segment.seq, segment.len);
-        let acknowledged = you.next_ack(segment.ack);
-        let (Some(sent), Some(acknowledged)) = (sent, acknowledged) else { return false };
-        // The acknowledgement first, as everywhere.
-        you.take_ack(acknowledged);
-        me.take_data(sent);
-        true
     }
 
     /// Whether a SYN-ACK is all there is so far: a scan, or a session whose SYN was missed.
