@@ -59,6 +59,7 @@ struct SharedSource {
     frames: AtomicU64,
     wire_bytes: AtomicU64,
     last_ts: AtomicI64,
+    lent: AtomicU64,
     malformed: AtomicU64,
     ring_full: AtomicU64,
     dropped: AtomicU64,
@@ -75,13 +76,16 @@ pub struct SourceCounts {
     pub wire_bytes: u64,
     /// Time of the latest of them; [`Nanos::MIN`] before the first.
     pub last_ts: Nanos,
+    /// Frames that can be on their way to it; see [`Source::lent`](crate::source::Source::lent).
+    pub lent: u64,
     /// What the source itself says, as of at most a moment ago.
     pub own: SourceCounters,
 }
 
 impl Default for SourceCounts {
     fn default() -> Self {
-        Self { frames: 0, wire_bytes: 0, last_ts: Nanos::MIN, own: SourceCounters::default() }
+        let own = SourceCounters::default();
+        Self { frames: 0, wire_bytes: 0, last_ts: Nanos::MIN, lent: 0, own }
     }
 }
 
@@ -140,6 +144,7 @@ impl SourceCounts {
             frames: self.frames.saturating_add(other.frames),
             wire_bytes: self.wire_bytes.saturating_add(other.wire_bytes),
             last_ts: self.last_ts.max(other.last_ts),
+            lent: self.lent.saturating_add(other.lent),
             own: self.own.after(&other.own),
         }
     }
@@ -283,6 +288,7 @@ impl WorkerCounters {
             shared.frames.store(own.frames, relaxed);
             shared.wire_bytes.store(own.wire_bytes, relaxed);
             shared.last_ts.store(own.last_ts.0, relaxed);
+            shared.lent.store(own.lent, relaxed);
             shared.malformed.store(own.own.malformed, relaxed);
             shared.ring_full.store(own.own.ring_full, relaxed);
             shared.dropped.store(own.own.dropped, relaxed);
@@ -330,6 +336,7 @@ impl WorkerCounters {
             frames: source.frames.load(relaxed),
             wire_bytes: source.wire_bytes.load(relaxed),
             last_ts: Nanos(source.last_ts.load(relaxed)),
+            lent: source.lent.load(relaxed),
             own: SourceCounters {
                 frames: source.frames.load(relaxed),
                 bytes: 0,
@@ -462,7 +469,8 @@ mod tests {
         let mut flow = FlowStats { frames: 7, decoded: 4, held: 1, ..FlowStats::default() };
         flow.undecodable[0] = 2;
         let own = SourceCounters { frames: 7, ring_full: 3, ..SourceCounters::default() };
-        let sources = [SourceCounts { frames: 7, wire_bytes: 700, last_ts: Nanos(8), own }];
+        let sources =
+            [SourceCounts { frames: 7, wire_bytes: 700, last_ts: Nanos(8), lent: 9, own }];
         counters.publish(&Progress {
             record: &record,
             flow: &flow,

@@ -135,9 +135,15 @@ pub struct CaptureArgs {
     #[arg(long, value_enum, default_value_t, help_heading = "Receiving")]
     pub mode: Mode,
 
-    /// Slots in each receive ring, a power of two; the fill ring is as large
-    #[arg(long, value_name = "N", default_value_t = 8192, help_heading = "Receiving")]
-    pub ring_size: u32,
+    /// Memory that the sensor may take: half of it for frames that wait to be recorded, a quarter for
+    /// sessions. The more, the longer a burst it takes without loss. By default an eighth of the
+    /// machine's, at most 2GiB for each receive queue
+    #[arg(long, value_name = "BYTES", value_parser = units::parse_bytes, help_heading = "Memory")]
+    pub memory: Option<u64>,
+
+    /// Frames that can wait at each receive queue, a power of two, instead of what --memory gives
+    #[arg(long, value_name = "N", help_heading = "Memory")]
+    pub ring_size: Option<u32>,
 
     /// Bytes of one receive buffer: 2048 or 4096; larger frames span several
     #[arg(long, value_name = "BYTES", default_value = "2048", value_parser = units::parse_bytes, help_heading = "Receiving")]
@@ -336,13 +342,15 @@ pub struct SessionArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub community_id_seed: u16,
 
-    /// Memory for one worker's sessions; it fixes how many are held at once
-    #[arg(long, value_name = "BYTES", default_value = "512MiB", value_parser = units::parse_bytes)]
-    pub table_memory: u64,
+    /// Memory for one worker's sessions; it fixes how many are held at once. By default a quarter of
+    /// --memory for a capture, 512MiB for a replay
+    #[arg(long, value_name = "BYTES", value_parser = units::parse_bytes, help_heading = "Memory")]
+    pub table_memory: Option<u64>,
 
-    /// Memory for one worker's incomplete IP datagrams
-    #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = units::parse_bytes)]
-    pub fragment_memory: u64,
+    /// Memory for one worker's incomplete IP datagrams. By default a small part of --memory for a
+    /// capture, 16MiB for a replay
+    #[arg(long, value_name = "BYTES", value_parser = units::parse_bytes, help_heading = "Memory")]
+    pub fragment_memory: Option<u64>,
 }
 
 /// `stillwired canary`

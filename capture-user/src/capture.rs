@@ -32,11 +32,11 @@ use supervise::{Signals, Supervisor};
 ///
 /// # Errors
 /// It could not begin, or did not end in order, and why.
-pub fn capture(config: &CaptureConfig) -> Result<ExitCode> {
+pub fn capture(mut config: CaptureConfig) -> Result<ExitCode> {
     let links = config
         .interfaces
         .iter()
-        .map(|name| check_interface(name, config))
+        .map(|name| check_interface(name, &config))
         .collect::<Result<Vec<_>>>()?;
     // Registered before anything is set up, so that an early signal ends the run cleanly too.
     let signals = watch_signals().context("cannot watch for signals")?;
@@ -46,6 +46,9 @@ pub fn capture(config: &CaptureConfig) -> Result<ExitCode> {
         .map(|worker| links.iter().filter(|link| worker < link.rx_queues.max(1)).count())
         .map(|sources| sources.saturating_add(SPARE_PLACES))
         .collect();
+    let queues = links.iter().map(|link| link.rx_queues.max(1) as usize).sum();
+    config.share_memory(sources.len(), queues)?;
+    let config = &config;
     let run = Run::open(&config.common, crate::live::clock(), &sources)?;
     let begun = begin(config, &run, &links, sources.len()).inspect_err(|_| run.give_up());
     let (supervisor, preparer, sealer) = begun?;
@@ -90,7 +93,7 @@ fn watch_signals() -> std::io::Result<Signals> {
 fn start(config: &CaptureConfig, run: &Run, links: &[Link], cores: &[usize]) -> Result<Supervisor> {
     // Before the first look, so that nothing is missed in between.
     let watch = LinkWatch::open()?;
-    let kernel = KernelSide::new(run.workers.clone(), config.ring_size);
+    let kernel = KernelSide::new(run.workers.clone());
     let mut crew = Crew::start(run, cores)?;
     let mut interfaces = Vec::with_capacity(links.len());
     let mut tools = Tools { config, crew: &mut crew, kernel: &kernel };

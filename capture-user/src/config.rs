@@ -7,17 +7,22 @@ use anyhow::{Context, Result, bail};
 use capture_flow::config::{FlowConfig, Timeouts};
 use capture_flow::time::NanosDelta;
 use capture_store::key::PublicKey;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::anchor::Place;
 use crate::args::{CaptureArgs, Mode, ReplayArgs, SessionArgs, StoreArgs};
 use crate::defaults;
+use crate::share::{self, RING_SIZES, Shares};
 use crate::units::Bytes;
 
 /// Smallest and largest packet segment.
 const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=2 << 30;
 /// A segment where nothing else is asked for and the budget allows it.
 const DEFAULT_SEGMENT_BYTES: u64 = 256 << 20;
+/// Memory for a replay's sessions and incomplete datagrams unless it is given. A capture has its
+/// shares.
+const REPLAY_TABLE: u64 = 512 << 20;
+const REPLAY_FRAGMENTS: u64 = 16 << 20;
 /// Segments of one worker that are in use at the same time: one being filled, two ready, one
 /// being sealed.
 pub const SEGMENTS_IN_USE: u64 = 4;
@@ -33,8 +38,14 @@ pub struct CaptureConfig {
     pub mode: Mode,
     /// Cores for the workers, if they were chosen.
     pub cores: Option<Vec<usize>>,
-    /// Slots of each receive ring, a power of two.
+    /// Memory that the sensor may take, if that was said.
+    memory: Option<u64>,
+    /// Frames that can wait at each receive queue, a power of two. Known once memory is shared out
+    /// ([`CaptureConfig::share_memory`]).
     pub ring_size: u32,
+    /// What was given instead of a share: frames that can wait at each queue, bytes for each
+    /// worker's sessions, for its incomplete datagrams.
+    given: (Option<u32>, Option<u64>, Option<u64>),
     /// Bytes of a receive buffer.
     pub frame_size: u32,
     /// Whether an interface that the host itself uses may be taken.
@@ -142,11 +153,14 @@ impl CaptureConfig {
             }
             interfaces.push(name);
         }
-        if !args.ring_size.is_power_of_two() || !(64..=1 << 20).contains(&args.ring_size) {
+        if let Some(slots) = args.ring_size
+            && !(slots.is_power_of_two() && RING_SIZES.contains(&slots))
+        {
             bail!(
-                "--ring-size: {} is not a power of two from 64 to 1048576; {} is near",
-                args.ring_size,
-                args.ring_size.clamp(64, 1 << 20).next_power_of_two()
+                "--ring-size: {slots} is not a power of two from {} to {}; {} is near",
+                RING_SIZES.start(),
+                RING_SIZES.end(),
+                slots.clamp(*RING_SIZES.start(), *RING_SIZES.end()).next_power_of_two()
             );
         }
         if !matches!(args.frame_size, 2048 | 4096) {
@@ -169,7 +183,9 @@ impl CaptureConfig {
             interfaces,
             mode: args.mode,
             cores: args.cores.map(|list| list.0),
-            ring_size: args.ring_size,
+            memory: args.memory,
+            ring_size: 0,
+            given: (args.ring_size, args.sessions.table_memory, args.sessions.fragment_memory),
             frame_size: args.frame_size as u32,
             allow_host_interface: args.allow_host_interface,
             duration: args.duration,
@@ -179,6 +195,40 @@ impl CaptureConfig {
             canaries: args.canaries,
             canary_required: args.canary_required,
         })
+    }
+}
+
+impl CaptureConfig {
+    /// Shares out the memory that the sensor may take, now that it is known how many workers receive
+    /// how many queues in all. What was given for a part goes before its share.
+    ///
+    /// # Errors
+    /// It is too little for so many workers.
+    pub fn share_memory(&mut self, workers: usize, queues: usize) -> Result<()> {
+        let memory = match self.memory {
+            Some(memory) => memory,
+            None => share::usual(share::of_machine(), workers),
+        };
+        let least = share::LEAST.saturating_mul(workers.max(1) as u64);
+        if memory < least {
+            bail!(
+                "--memory: {} is too little: {workers} workers need {} at least",
+                Bytes(memory),
+                Bytes(least)
+            );
+        }
+        let stock = Shares::of(memory, workers, queues, self.frame_size);
+        let (ring_size, table, fragments) = self.given;
+        let shares = Shares {
+            ring_size: ring_size.unwrap_or(stock.ring_size),
+            table: table.unwrap_or(stock.table),
+            fragments: fragments.unwrap_or(stock.fragments),
+        };
+        self.ring_size = shares.ring_size;
+        self.common.flow.table_bytes = to_usize("table-memory", shares.table)?;
+        self.common.flow.fragment_bytes = to_usize("fragment-memory", shares.fragments)?;
+        info!("{}", share::describe(memory, &shares));
+        Ok(())
     }
 }
 
@@ -307,10 +357,6 @@ fn flow_config(args: &SessionArgs) -> Result<FlowConfig> {
         other_inactivity: or(args.other_timeout, stock.other_inactivity),
         fragment: or(args.fragment_timeout, stock.fragment),
     };
-    let bytes = |name: &str, value: u64| {
-        usize::try_from(value)
-            .with_context(|| format!("--{name}: more than this machine addresses"))
-    };
     Ok(FlowConfig {
         timeouts,
         interim: delta(args.interim),
@@ -324,12 +370,19 @@ fn flow_config(args: &SessionArgs) -> Result<FlowConfig> {
         // Known once the queues are.
         halves: false,
         community_id_seed: args.community_id_seed,
-        table_bytes: bytes("table-memory", args.table_memory)?,
-        fragment_bytes: bytes("fragment-memory", args.fragment_memory)?,
+        table_bytes: to_usize("table-memory", args.table_memory.unwrap_or(REPLAY_TABLE))?,
+        fragment_bytes: to_usize(
+            "fragment-memory",
+            args.fragment_memory.unwrap_or(REPLAY_FRAGMENTS),
+        )?,
         hash_seed: 0,
         uid_seed: 0,
         worker: 0,
     })
+}
+
+fn to_usize(name: &str, bytes: u64) -> Result<usize> {
+    usize::try_from(bytes).with_context(|| format!("--{name}: more than this machine addresses"))
 }
 
 fn delta(duration: Duration) -> NanosDelta {
@@ -375,6 +428,20 @@ mod tests {
         assert!(message(&["-i", "a", "--local-nets", "10/8"]).contains("10/8"));
         assert!(message(&["-i", "a", "--duration", "0"]).contains("--duration"));
         assert!(capture(&["-i", "a", "--ring-size", "64"]).is_ok());
+        let mut little = capture(&["-i", "a", "--memory", "20MiB"]).expect("valid");
+        let error = little.share_memory(2, 2).expect_err("too little").to_string();
+        assert!(error.contains("--memory") && error.contains("32"), "{error}");
+    }
+
+    #[test]
+    fn a_part_that_is_given_goes_before_its_share() {
+        let given = ["-i", "a", "--memory", "1GiB", "--table-memory", "8MiB", "--ring-size", "64"];
+        let mut config = capture(&given).expect("valid");
+        config.share_memory(1, 1).expect("enough");
+        assert_eq!((config.ring_size, config.common.flow.table_bytes), (64, 8 << 20));
+        let mut config = capture(&["-i", "a", "--memory", "1GiB"]).expect("valid");
+        config.share_memory(1, 1).expect("enough");
+        assert_eq!((config.ring_size, config.common.flow.table_bytes), (1 << 18, 256 << 20));
     }
 
     #[test]

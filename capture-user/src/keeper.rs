@@ -159,13 +159,15 @@ pub struct Preparer {
 }
 
 impl Preparer {
-    /// Prepares the first segment of every worker, so that a disk that cannot be used is noticed
-    /// before anything is captured, then starts the thread.
+    /// Prepares the first segments of every worker, so that a disk that cannot be used is noticed
+    /// before anything is captured and the thread, once started, does not at once compete with the
+    /// workers.
     ///
     /// # Errors
     /// A segment cannot be prepared, or the thread cannot be started.
     pub fn start(mut makings: Vec<Making>, news: Sender<KeeperNews>, kept: Kept) -> Result<Self> {
-        if let Err(failure) = makings.iter_mut().try_for_each(Making::prepare) {
+        let mut prepared = (0..READY).map(|_| makings.iter_mut().try_for_each(Making::prepare));
+        if let Err(failure) = prepared.find(Result::is_err).unwrap_or(Ok(())) {
             makings.iter().for_each(|making| making.lane.discard_ready());
             return Err(failure.into());
         }

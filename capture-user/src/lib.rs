@@ -24,6 +24,7 @@ pub mod program;
 pub mod recorder;
 pub mod replay;
 pub mod run;
+pub mod share;
 pub mod silence;
 pub mod source;
 pub mod status;

@@ -221,6 +221,7 @@ impl<S: Source> LiveWorker<S> {
                     count.last_ts = last.ts;
                 }
             });
+            count.lent = source.lent();
             match received {
                 Ok(Received::Frames(_)) => {
                     idle = false;
@@ -251,6 +252,9 @@ impl<S: Source> LiveWorker<S> {
         }
         drop(self.sources.remove(position));
         let place = self.taps.remove(position).place;
+        if let Some(count) = self.counts.get_mut(place) {
+            count.lent = 0;
+        }
         self.publish(now);
         if let Some(error) = error {
             let _ = self.events.send(Event::SourceEnded { worker: self.number, place, error });

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     start_log();
     let outcome = match cli.command {
         Command::Capture(args) => match CaptureConfig::new(*args) {
-            Ok(config) => capture::capture(&config),
+            Ok(config) => capture::capture(config),
             Err(error) => return usage(&error),
         },
         Command::Replay(args) => match ReplayConfig::new(*args) {

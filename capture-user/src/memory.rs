@@ -26,15 +26,26 @@ impl Memory for Machine {
     }
 
     fn settle(start: *const u8, bytes: usize) {
-        // Whole pages inside; where they begin and end is the kernel's business.
-        let inside = start.align_offset(PAGE);
-        let Some(len) = bytes.checked_sub(inside).map(|len| len & !(PAGE - 1)) else { return };
-        let first = start.wrapping_add(inside).cast_mut().cast::<c_void>();
-        // SAFETY: MADV_HUGEPAGE changes no content and unmaps nothing: it says of which size pages
-        // should be, wherever that is. A range that is not mapped is an error.
-        if let Err(error) = unsafe { rustix::mm::madvise(first, len, Advice::LinuxHugepage) } {
-            debug!("no huge pages for {len} bytes of the session table: {error}");
-        }
+        advise(start, bytes, Advice::LinuxHugepage);
+    }
+
+    /// From Linux 5.14 on; before, pages come as they are touched.
+    fn populate(start: *const u8, bytes: usize) {
+        advise(start, bytes, Advice::LinuxPopulateWrite);
+    }
+}
+
+/// Tells the kernel something about the session table's memory.
+fn advise(start: *const u8, bytes: usize, advice: Advice) {
+    // Whole pages inside; where they begin and end is the kernel's business.
+    let inside = start.align_offset(PAGE);
+    let Some(len) = bytes.checked_sub(inside).map(|len| len & !(PAGE - 1)) else { return };
+    let first = start.wrapping_add(inside).cast_mut().cast::<c_void>();
+    // SAFETY: both kinds of advice that are given change no content and unmap nothing: of which
+    // size pages should be, and that they should be present and writable, wherever that is. A range
+    // that is not mapped is an error.
+    if let Err(error) = unsafe { rustix::mm::madvise(first, len, advice) } {
+        debug!("{advice:?} is refused for {len} bytes of the session table: {error}");
     }
 }
 
@@ -61,6 +72,7 @@ mod tests {
         let memory = vec![7_u8; 5 << 20];
         for (from, len) in [(0, memory.len()), (1, 4 << 20), (5, 100), (PAGE, 0)] {
             Machine::settle(memory[from..].as_ptr(), len);
+            Machine::populate(memory[from..].as_ptr(), len);
         }
         Machine::fetch(&memory[PAGE]);
         assert!(memory.iter().all(|byte| *byte == 7), "nothing changed");

@@ -156,6 +156,12 @@ impl Pipeline {
         Ok(Self { table, recorder, shared, when_full, rows_lost: 0, jumbo })
     }
 
+    /// Has the memory of every session that there will be made present, so that a burst of new ones
+    /// finds it there.
+    pub fn populate(&self) {
+        self.table.populate();
+    }
+
     /// Takes a batch of frames: each is recorded, then accounted to its session. The hot path:
     /// no allocation, no lock, no system call, no log.
     pub fn take(&mut self, frames: &[SourceFrame<'_>]) {

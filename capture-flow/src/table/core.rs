@@ -190,6 +190,17 @@ impl<M: Memory> Core<M> {
         })
     }
 
+    /// Has the memory of every session that there will be made present.
+    pub(super) fn populate(&self) {
+        fn part<M: Memory, T>(part: &Vec<T>) {
+            let bytes = part.capacity().saturating_mul(size_of::<T>());
+            M::populate(part.as_ptr().cast(), bytes);
+        }
+        part::<M, _>(&self.near);
+        part::<M, _>(&self.tcp);
+        part::<M, _>(&self.cold);
+    }
+
     #[inline]
     pub(super) fn count_frames(&mut self, frames: &[Frame<'_>]) {
         self.stats.frames += frames.len() as u64;

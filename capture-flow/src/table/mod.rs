@@ -103,6 +103,11 @@ impl<M: Memory> SessionTable<M> {
         })
     }
 
+    /// Has all of the table's memory made present now, so that no frame waits for it later.
+    pub fn populate(&self) {
+        self.core.populate();
+    }
+
     /// Looks at the frames that [`Self::observe_batch`] will be given next, and sends for the
     /// memory of their sessions. It changes nothing, and may be left out: whoever has something
     /// else to do with the frames does it in between, while that memory is on its way. Where the

@@ -127,6 +127,7 @@ impl Crew {
             // The session table is first touched here, so that its memory is this core's.
             match Pipeline::new(flow, recorder, shared, WhenFull::Lose) {
                 Ok(pipeline) => {
+                    pipeline.populate();
                     let _ = begun.send(Ok(()));
                     drop(begun);
                     LiveWorker::new(number, pipeline, orders, events).run()

@@ -14,7 +14,7 @@ use crate::interval::{InterfaceReading, Probe, QueueReading};
 use crate::link::Link;
 use crate::program::Program;
 use crate::silence::Heard;
-use crate::source::BATCH;
+use crate::source::{BATCH, LENT_AT_FIRST};
 use crate::worker::Shared;
 
 /// The kernel's side of every captured interface, in the order of the command line.
@@ -22,7 +22,7 @@ use crate::worker::Shared;
 pub(super) struct KernelSide {
     interfaces: Arc<Mutex<Vec<Side>>>,
     workers: Vec<Arc<Shared>>,
-    /// Frames that the rings and a worker's hands can hold.
+    /// Frames that a ring and a worker's hands can hold before the worker says more.
     capacity: u64,
 }
 
@@ -63,11 +63,11 @@ struct NicTotals {
 }
 
 impl KernelSide {
-    /// The books of a run: `workers` by number, and rings of so many slots.
-    pub(super) fn new(workers: Vec<Arc<Shared>>, ring_size: u32) -> Self {
-        // Receive ring, the batch in the worker's hands, and as much that the kernel has
-        // redirected but not yet put into the ring.
-        let capacity = u64::from(ring_size) + 2 * BATCH as u64;
+    /// The books of a run: `workers` by number.
+    pub(super) fn new(workers: Vec<Arc<Shared>>) -> Self {
+        // What the kernel has before the worker first says how much, the batch in the worker's
+        // hands, and as much that the kernel has redirected but not yet put into the ring.
+        let capacity = u64::from(LENT_AT_FIRST) + 2 * BATCH as u64;
         Self { interfaces: Arc::default(), workers, capacity }
     }
 

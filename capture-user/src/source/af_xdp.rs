@@ -10,7 +10,7 @@ use capture_flow::time::Nanos;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::clock::{self, StampTime};
-use super::umem::{Binding, HEADROOM, MAX_HELD, MAX_PIECES, Rings, Sizes};
+use super::umem::{Binding, HEADROOM, LENT_AT_FIRST, MAX_HELD, MAX_PIECES, Rings, Sizes};
 use super::{BATCH, Received, Source, SourceCounters, SourceError, SourceFrame};
 use crate::link::Link;
 use crate::privilege;
@@ -30,7 +30,8 @@ pub struct AfXdpConfig {
     pub iface: IfaceId,
     /// Receive queue.
     pub queue: u32,
-    /// Slots of the receive ring, a power of two: so many frames wait at most.
+    /// Slots of the receive ring, a power of two: so many frames wait at most. There is as much
+    /// memory for them.
     pub ring_size: u32,
     /// Bytes of a chunk of memory, 2048 or 4096. A frame that does not fit in one, less 272 bytes
     /// of headroom, takes several.
@@ -73,7 +74,7 @@ pub enum OpenError {
     /// The memory for frames may not be locked.
     #[error(
         "not permitted to lock {mebibytes} MiB of memory for {name}: give CAP_IPC_LOCK, raise the \
-         limit (`ulimit -l`, LimitMEMLOCK= in a systemd unit) or choose a smaller --ring-size"
+         limit (`ulimit -l`, LimitMEMLOCK= in a systemd unit) or choose a smaller --memory"
     )]
     MemoryLock {
         /// Interface and queue.
@@ -289,6 +290,10 @@ impl Source for AfXdp {
         Some(self.rings.fd())
     }
 
+    fn lent(&self) -> u64 {
+        self.rings.lent() as u64
+    }
+
     fn counters(&mut self) -> Result<SourceCounters, SourceError> {
         // When an interface is deleted nothing else tells: poll stays silent and the rings stay.
         match rustix::net::sockopt::socket_error(self.rings.fd()) {
@@ -364,10 +369,9 @@ fn bind(
     ];
     let mut refusal = io::Error::from(io::ErrorKind::Unsupported);
     for (_, binding) in ways.into_iter().filter(|(sensible, _)| *sensible) {
-        // In copy mode a chunk is the kernel's, in the receive ring or in our hands, and a full
-        // receive ring loses frames whatever else is free: more chunks than slots would only
-        // spread the same frames over more cache. A zero-copy driver fills its own ring besides.
-        let chunks = config.ring_size.saturating_mul(if binding.zero_copy { 2 } else { 1 });
+        // As many as can wait. A zero-copy driver fills its own ring besides.
+        let besides = if binding.zero_copy { config.ring_size.min(LENT_AT_FIRST / 2) } else { 0 };
+        let chunks = config.ring_size.saturating_add(besides).next_power_of_two();
         let sizes = Sizes { ring: config.ring_size, chunks, chunk_bytes: config.frame_size };
         match Rings::bind(&link.name, config.queue, sizes, binding) {
             Ok(rings) => return Ok((rings, binding)),

@@ -9,6 +9,8 @@ pub mod file;
 mod pcapng;
 mod umem;
 
+pub use umem::LENT_AT_FIRST;
+
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -165,6 +167,12 @@ pub trait Source {
     /// # Errors
     /// [`SourceError::InterfaceGone`], or the kernel's refusal.
     fn counters(&mut self) -> Result<SourceCounters, SourceError>;
+
+    /// Frames that can be on their way between the kernel and this source, as of the last
+    /// [`Self::receive`]; none for a source without rings.
+    fn lent(&self) -> u64 {
+        0
+    }
 }
 
 /// Why [`wait`] returned.
