@@ -23,6 +23,17 @@ pub enum Address {
     Mac(MacAddr),
 }
 
+impl Address {
+    /// Whether it is a group's.
+    #[must_use]
+    pub const fn is_multicast(self) -> bool {
+        match self {
+            Self::Ip(ip) => ip.is_multicast(),
+            Self::Mac(mac) => mac.0[0] & 1 != 0,
+        }
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -51,13 +62,19 @@ impl Protocol {
     /// ICMPv6.
     pub const ICMP6: Self = Self::Ip(58);
 
-    /// Whether Zeek's conn.log has sessions of this protocol. It has none without IP, of
-    /// carriers that it only looks into (IP-in-IP, GRE), of encrypted payload (ESP), of IPv6
-    /// headers with nothing behind them and of Mobile IPv6 signalling. Here such sessions exist
-    /// where their frames would otherwise count to nothing.
+    /// Whether Zeek's conn.log has sessions of this protocol between ends of this kind. It has none
+    /// without IP, of carriers that it only looks into (IP-in-IP, GRE), and of headers with nothing
+    /// behind them. Encrypted payload (ESP) and Mobile IPv6 signalling it has over IPv4 only: over
+    /// IPv6 they are extension headers, behind which it does not go (IPAnalyzer::AnalyzePacket in
+    /// src/packet_analysis/protocol/ip). Here such sessions exist where their frames would otherwise
+    /// count to nothing.
     #[must_use]
-    pub const fn is_in_zeeks_log(self) -> bool {
-        !matches!(self, Self::Ether(_) | Self::Ip(4 | 41 | 47 | 50 | 59 | 135))
+    pub const fn is_in_zeeks_log(self, end: Address) -> bool {
+        match self {
+            Self::Ether(_) | Self::Ip(4 | 41 | 47 | 59) => false,
+            Self::Ip(50 | 135) => matches!(end, Address::Ip(IpAddr::V4(_))),
+            Self::Ip(_) => true,
+        }
     }
 }
 

@@ -125,17 +125,35 @@ impl IdleLimits {
     }
 }
 
-/// The first look at a lingering TCP session after it has been silent for long enough. Looks
-/// come 5 s after the session began and then every 6 s.
-pub(crate) fn linger_look(start: Nanos, silent_since: Nanos) -> Nanos {
-    let ripe = silent_since + LINGER_SILENCE;
-    let first = start + LINGER_FIRST_LOOK;
-    let late = (ripe - first).0;
-    if late < 0 {
-        return first;
+/// When Zeek looks whether a TCP session lingers: 5 s after it began and 6 s after one side closed,
+/// and every 6 s from then on (TCPSessionAdapter::ExpireTimer, ConnectionClosed).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Looks([Nanos; 2]);
+
+impl Looks {
+    /// Of a session that began at `start`.
+    pub(crate) fn new(start: Nanos) -> Self {
+        Self([start + LINGER_FIRST_LOOK; 2])
     }
-    let looks = late / LINGER_LOOK.0 + 1;
-    first + NanosDelta(looks.saturating_mul(LINGER_LOOK.0))
+
+    /// One side closed at `closed`.
+    pub(crate) fn close(&mut self, closed: Nanos) {
+        self.0[1] = closed + LINGER_LOOK;
+    }
+
+    /// The first look that finds the session silent for long enough.
+    pub(crate) fn last(&self, silent_since: Nanos) -> Nanos {
+        let ripe = silent_since + LINGER_SILENCE;
+        let [one, other] = self.0.map(|first| {
+            let late = (ripe - first).0;
+            if late < 0 {
+                return first;
+            }
+            let looks = late / LINGER_LOOK.0 + 1;
+            first + NanosDelta(looks.saturating_mul(LINGER_LOOK.0))
+        });
+        one.min(other)
+    }
 }
 
 #[cfg(test)]
@@ -145,10 +163,14 @@ mod tests {
     #[test]
     fn looks_come_after_enough_silence() {
         let s = |seconds| Nanos::from_parts(seconds, 0);
-        assert_eq!(linger_look(s(0), s(-1)), s(5));
-        assert_eq!(linger_look(s(0), s(0)), s(11));
-        assert_eq!(linger_look(s(0), s(5)), s(11));
-        assert_eq!(linger_look(s(0), s(6)), s(17));
+        let mut looks = Looks::new(s(0));
+        assert_eq!(looks.last(s(-1)), s(5));
+        assert_eq!(looks.last(s(0)), s(11));
+        assert_eq!(looks.last(s(5)), s(11));
+        assert_eq!(looks.last(s(6)), s(17));
+        // Two rows of looks: 5, 11, 17… and 9, 15, 21…
+        looks.close(s(3));
+        assert_eq!([3, 4, 6, 10].map(|silent| looks.last(s(silent))), [9, 11, 15, 17].map(s));
     }
 
     #[test]

@@ -116,7 +116,7 @@ fn expected_row(row: &ZeekRow) -> Row {
 /// datagrams that never became complete.
 fn our_row(record: &SessionRecord) -> Option<Row> {
     let Protocol::Ip(number) = record.protocol else { return None };
-    if !record.protocol.is_in_zeeks_log() {
+    if !record.protocol.is_in_zeeks_log(record.orig.addr) {
         return None;
     }
     let proto = match number {

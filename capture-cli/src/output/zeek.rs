@@ -120,7 +120,7 @@ fn seconds(micros: i64) -> String {
 fn in_zeeks_log<'a>(rows: &'a [Row], omitted: &mut Omitted) -> Vec<&'a Row> {
     let kept: Vec<_> = rows
         .iter()
-        .filter(|row| row.protocol.is_in_zeeks_log() && !row.is_fragments_only())
+        .filter(|row| row.protocol.is_in_zeeks_log(row.orig.addr) && !row.is_fragments_only())
         .collect();
     omitted.no_session_in_zeek = (rows.len() - kept.len()) as u64;
     kept

@@ -10,7 +10,7 @@ use crate::service::Carrier;
 use crate::sink::{Mark, Sink};
 use crate::tcp::{Cruise, Notes, Segment, Tcp};
 use crate::time::Nanos;
-use crate::timer::{Class, is_dns_port};
+use crate::timer::{Class, Looks, is_dns_port};
 
 use super::core::Core;
 use super::session::{Cold, Flags, Hot, Kind};
@@ -48,6 +48,13 @@ impl Origin {
     fn held(frame: &HeldFrame) -> Self {
         Self { ts: frame.ts, wire_len: frame.wire_len, iface: frame.iface, at: frame.at }
     }
+}
+
+/// Whether a datagram is a DNS message that is an answer, by the bit that says so.
+fn is_dns_answer(payload: &[u8]) -> bool {
+    const HEADER: usize = 12;
+    const IS_ANSWER: u8 = 0x80;
+    payload.len() >= HEADER && payload.get(2).is_some_and(|flags| flags & IS_ANSWER != 0)
 }
 
 /// Adds to the lower half of a counter; the upper half takes what it carries.
@@ -279,6 +286,7 @@ impl<M: Memory> Core<M> {
             key: tuple.key,
             start,
             first_ts: first.ts.min(start),
+            looks: Looks::new(start),
             serial,
             iface: first.iface,
             vlan: link.vlan,
@@ -323,6 +331,7 @@ impl<M: Memory> Core<M> {
         payload: &[u8],
         ts: Nanos,
     ) -> bool {
+        let turns = self.begins_with_answer(slot, is_orig, payload);
         let hot = &mut self.near[slot as usize].hot;
         let cold = &mut self.cold[slot as usize];
         let who = usize::from(!is_orig);
@@ -346,10 +355,13 @@ impl<M: Memory> Core<M> {
         if udp && hot.pkts[who] == 0 && cold.carry.pkts[who] == 0 {
             notes.push(is_orig, b'D');
         }
+        if turns {
+            notes.write(b'^');
+        }
         let detecting = udp && !payload.is_empty() && hot.flags.has(Flags::DETECTING[who]);
-        // Zeek counts what it hands to the layer above, and a packet cut by the snap length goes
-        // there only over UDP.
-        let counts = udp || counted.whole;
+        // Zeek counts what it hands to the layer above, and of ICMP that is not what a snap length
+        // cut (ICMPAnalyzer::DeliverPacket).
+        let counts = kind != Kind::Icmp || counted.whole;
         if counts {
             add(&mut hot.pkts[who], &mut cold.carry.pkts[who], 1);
             add(&mut hot.ip_bytes[who], &mut cold.carry.ip_bytes[who], counted.total_len);
@@ -366,7 +378,37 @@ impl<M: Memory> Core<M> {
         if detecting {
             self.detect(slot, Carrier::Udp, is_orig, 0, payload);
         }
+        if turns {
+            // What was counted stays with the originator, who is the other end now.
+            self.turn_ends(slot);
+        }
         counts
+    }
+
+    /// Whether a session turns out to be the other way round: its first DNS message is an answer,
+    /// and not to a group (DNS_Interpreter::ParseMessage in src/analyzer/protocol/dns). Half a
+    /// session does not know what came first.
+    #[inline]
+    fn begins_with_answer(&self, slot: u32, is_orig: bool, payload: &[u8]) -> bool {
+        let hot = &self.near[slot as usize].hot;
+        hot.class == Class::Dns
+            && is_orig
+            && hot.pkts == [0; 2]
+            && self.cold[slot as usize].carry.pkts == [0; 2]
+            && !self.halves
+            && is_dns_answer(payload)
+            && !self.ends(slot)[1].0.is_multicast()
+    }
+
+    /// Swaps the roles of a session's ends, but for what they sent.
+    pub(super) fn turn_ends(&mut self, slot: u32) {
+        let (hot, cold) = (&mut self.near[slot as usize].hot, &mut self.cold[slot as usize]);
+        hot.flags.set(Flags::ORIG_IS_LOW, !hot.flags.has(Flags::ORIG_IS_LOW));
+        cold.l2.swap(0, 1);
+        let [orig, resp] = Flags::DETECTING.map(|direction| hot.flags.has(direction));
+        hot.flags.set(Flags::DETECTING[0], resp);
+        hot.flags.set(Flags::DETECTING[1], orig);
+        self.services.turn(&mut cold.detector);
     }
 
     /// Shows payload to the service detector. True if it found an interactive service.

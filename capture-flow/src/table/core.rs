@@ -13,7 +13,7 @@ use crate::sink::Sink;
 use crate::stats::FlowStats;
 use crate::tcp::{Cruise, Tcp};
 use crate::time::{Nanos, NanosDelta};
-use crate::timer::{Class, DNS_LOOK, DNS_SILENCE, IdleLimits, linger_look};
+use crate::timer::{Class, DNS_LOOK, DNS_SILENCE, IdleLimits};
 use crate::uid::UidSource;
 
 use super::index::{self, Index};
@@ -347,7 +347,7 @@ impl<M: Memory> Core<M> {
         match hot.class {
             Class::TcpLingering => {
                 // Frames since the last look move the next one.
-                let look = linger_look(self.cold[slot as usize].start, hot.last_time);
+                let look = self.cold[slot as usize].looks.last(hot.last_time);
                 if look > now {
                     return Err(self.look_again(slot, look));
                 }

@@ -8,7 +8,7 @@ use crate::service::Detector;
 use crate::sink::{LetterTimes, Mark};
 use crate::tcp::{Cruise, Rare, Tcp};
 use crate::time::Nanos;
-use crate::timer::Class;
+use crate::timer::{Class, Looks};
 
 /// No slot.
 pub(super) const NONE: u32 = u32::MAX;
@@ -160,6 +160,8 @@ pub(super) struct Cold {
     pub(super) first_ts: Nanos,
     /// The last frame, where [`Flags::LAST_TS_APART`] says so.
     pub(super) last_ts: Nanos,
+    /// When to look whether it lingers, should one side close.
+    pub(super) looks: Looks,
     pub(super) serial: u64,
     pub(super) update: u32,
     pub(super) iface: IfaceId,

@@ -6,7 +6,7 @@ use crate::record::History;
 use crate::service::Carrier;
 use crate::tcp::{Effect, EndState, Notes, Segment};
 use crate::time::Nanos;
-use crate::timer::{Class, is_interactive_port, linger_look};
+use crate::timer::{Class, is_interactive_port};
 
 use super::account::{Counting, add};
 use super::core::Core;
@@ -87,17 +87,13 @@ impl<M: Memory> Core<M> {
         self.holed -= u32::from(had_holes);
         effect.state_changed |= missed_syn;
         if effect.flipped || missed_syn {
-            hot.flags.set(Flags::ORIG_IS_LOW, !hot.flags.has(Flags::ORIG_IS_LOW));
             hot.pkts.swap(0, 1);
             hot.ip_bytes.swap(0, 1);
             cold.carry.pkts.swap(0, 1);
             cold.carry.ip_bytes.swap(0, 1);
-            cold.l2.swap(0, 1);
-            let [orig, resp] = Flags::DETECTING.map(|direction| hot.flags.has(direction));
-            hot.flags.set(Flags::DETECTING[0], resp);
-            hot.flags.set(Flags::DETECTING[1], orig);
-            self.services.turn(&mut cold.detector);
+            self.turn_ends(slot);
         }
+        let (hot, cold) = (&mut self.near[slot as usize].hot, &mut self.cold[slot as usize]);
         if missed_syn {
             cold.direction_guessed = false;
         }
@@ -143,11 +139,15 @@ impl<M: Memory> Core<M> {
     /// Puts a TCP session whose state changed under the limit that holds now.
     #[inline(never)]
     fn reclass_tcp(&mut self, slot: u32, effect: &Effect, ts: Nanos) {
-        let start = self.cold[slot as usize].start;
+        let looks = &mut self.cold[slot as usize].looks;
         let Near { hot, place, .. } = &mut self.near[slot as usize];
         let tcp = &self.tcp[slot as usize];
         let old = hot.class;
-        if old == Class::TcpClosing {
+        if effect.half_closed {
+            looks.close(hot.last_time);
+        }
+        // A session that is over waits for the other side's close, and from then on anew.
+        if old == Class::TcpClosing && !effect.closing {
             return;
         }
         let (orig, resp) = (tcp.orig(), tcp.resp());
@@ -168,8 +168,11 @@ impl<M: Memory> Core<M> {
                 return;
             }
             (Class::TcpAttempt, ts + self.timeouts.tcp_attempt)
-        } else if (orig.did_close || resp.did_close) && (reset || unseen || tcp.both_closed()) {
-            (Class::TcpLingering, linger_look(start, hot.last_time))
+        } else if (orig.did_close || resp.did_close)
+            && (reset || unseen || tcp.both_closed())
+            && tcp.may_linger()
+        {
+            (Class::TcpLingering, looks.last(hot.last_time))
         } else if effect.partly_closed {
             (Class::TcpPartlyClosed, hot.last_time + self.timeouts.tcp_partial_close)
         } else if old == Class::TcpPartlyClosed && !tcp.both_closed() {
@@ -182,7 +185,8 @@ impl<M: Memory> Core<M> {
             (Class::TcpHandshake, place.deadline)
         };
         place.deadline = deadline;
-        if class != old {
+        // A list stands in the order of the deadlines.
+        if class != old || effect.closing {
             self.set_class(slot, class);
         }
     }

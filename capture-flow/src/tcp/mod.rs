@@ -79,6 +79,8 @@ pub(crate) struct Effect {
     pub(crate) closing: bool,
     /// One side closed whose first segment this was (`tcp_partial_close_delay`).
     pub(crate) partly_closed: bool,
+    /// One side closed, the other not yet: Zeek looks from then on, too, whether it lingers.
+    pub(crate) half_closed: bool,
     /// Where the segment's payload lies in its stream, if it is in order to be read.
     pub(crate) payload_offset: Option<u32>,
 }
@@ -100,6 +102,8 @@ pub(crate) struct Tcp {
     /// Whether any segment was seen from the originator, the responder.
     first_seen: [bool; 2],
     close_deferred: bool,
+    /// An end aborted it while it was open: Zeek looks no more whether it lingers.
+    aborted: bool,
     handshake_done: bool,
     /// Whether another worker may see the other direction.
     halves: bool,
@@ -139,6 +143,13 @@ impl Tcp {
     #[inline]
     pub(crate) fn handshake_done(&self) -> bool {
         self.handshake_done
+    }
+
+    /// Whether Zeek looks from time to time whether it lingers, one side having closed
+    /// (`is_active`, which ConnectionReset takes away).
+    #[inline]
+    pub(crate) fn may_linger(&self) -> bool {
+        !self.aborted
     }
 
     /// Whether data beyond a hole is remembered, outside the table's own memory.
@@ -304,6 +315,7 @@ impl Tcp {
                 }
                 if segment.rst() {
                     self.set_state(*me, EndState::Reset);
+                    self.aborted = true;
                 }
                 segment.fin() || segment.rst()
             }
@@ -399,6 +411,9 @@ impl Tcp {
         if segment.rst() {
             self.set_state(me, EndState::Reset);
             do_close = true;
+            let peer = &self.ends[you];
+            self.aborted |=
+                peer.state != EndState::Reset || peer.prev_state != EndState::Established;
         }
         do_close
     }
@@ -443,6 +458,7 @@ impl Tcp {
             effect.closing = true;
         } else {
             effect.partly_closed = end.prev_state == EndState::Inactive;
+            effect.half_closed = !effect.partly_closed;
         }
     }
 
