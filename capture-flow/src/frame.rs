@@ -23,6 +23,8 @@ impl LinkType {
     pub const PPP_SERIAL: Self = Self(50);
     /// PPPoE session frames without the Ethernet header.
     pub const PPPOE: Self = Self(51);
+    /// ATM with LLC (RFC 1483).
+    pub const ATM_RFC1483: Self = Self(100);
     /// Raw IP, version 4 or 6.
     pub const RAW: Self = Self(101);
     /// Cisco HDLC.
@@ -31,10 +33,22 @@ impl LinkType {
     pub const IEEE802_11: Self = Self(105);
     /// OpenBSD loopback: as NULL, but in network byte order.
     pub const LOOP: Self = Self(108);
+    /// OpenBSD's view inside IPsec.
+    pub const ENC: Self = Self(109);
     /// Linux cooked capture.
     pub const LINUX_SLL: Self = Self(113);
+    /// OpenBSD's packet filter log.
+    pub const PFLOG: Self = Self(117);
+    /// IEEE 802.11 behind a Prism header.
+    pub const PRISM: Self = Self(119);
     /// IEEE 802.11 behind a radiotap header.
     pub const IEEE802_11_RADIO: Self = Self(127);
+    /// IEEE 802.11 behind an AVS header.
+    pub const IEEE802_11_AVS: Self = Self(163);
+    /// PPP as pppd writes it: the direction in place of the HDLC address.
+    pub const PPP_PPPD: Self = Self(166);
+    /// Any link type behind Per-Packet Information.
+    pub const PPI: Self = Self(192);
     /// PPP with a direction byte.
     pub const PPP_WITH_DIR: Self = Self(204);
     /// Raw IPv4.
@@ -43,6 +57,8 @@ impl LinkType {
     pub const IPV6: Self = Self(229);
     /// Linux netfilter log.
     pub const NFLOG: Self = Self(239);
+    /// Any link type behind the header of Apple's packet tap.
+    pub const PKTAP: Self = Self(258);
     /// Linux cooked capture, version 2.
     pub const LINUX_SLL2: Self = Self(276);
 }

@@ -3,6 +3,7 @@
 use etherparse::{Ethernet2HeaderSlice, SingleVlanHeaderSlice};
 
 use super::bytes::{array, be16, be32, byte};
+use super::pseudo;
 use super::undecodable::Undecodable;
 use super::walk::Step;
 use crate::frame::LinkType;
@@ -52,6 +53,18 @@ pub(super) fn begin<'a>(
         LinkType::IEEE802_11 => Ok(Step::Wireless(bytes)),
         LinkType::IEEE802_11_RADIO => radiotap(bytes),
         LinkType::NFLOG => nflog(bytes),
+        LinkType::ATM_RFC1483 => Ok(llc(link, bytes)),
+        LinkType::PPP_PPPD => {
+            // The direction stands in the place of the HDLC address.
+            let protocol = be16(bytes, 2).ok_or(Undecodable::LinkTruncated)?;
+            Ok(Step::Ppp(protocol, rest(bytes, 4)))
+        }
+        LinkType::PRISM => pseudo::prism(bytes),
+        LinkType::IEEE802_11_AVS => pseudo::avs(bytes),
+        LinkType::PPI => pseudo::ppi(bytes),
+        LinkType::PKTAP => pseudo::pktap(bytes),
+        LinkType::PFLOG => pseudo::pflog(bytes),
+        LinkType::ENC => pseudo::enc(bytes),
         _ => Err(Undecodable::LinkType),
     }
 }
@@ -190,11 +203,7 @@ pub(super) fn ppp(protocol: u16, bytes: &[u8]) -> Result<Step<'_>, Undecodable> 
 fn null(bytes: &[u8]) -> Result<Step<'_>, Undecodable> {
     let family = be32(bytes, 0).ok_or(Undecodable::LinkTruncated)?;
     let family = if family > 0xffff { family.swap_bytes() } else { family };
-    match family {
-        // AF_INET, and AF_INET6 of Linux, NetBSD/OpenBSD, FreeBSD and macOS.
-        2 | 10 | 24 | 28 | 30 => Ok(Step::Ip(rest(bytes, 4))),
-        _ => Ok(Step::NoIp),
-    }
+    Ok(pseudo::family_of(family, rest(bytes, 4)))
 }
 
 fn fddi<'a>(link: &mut Link, bytes: &'a [u8]) -> Result<Step<'a>, Undecodable> {

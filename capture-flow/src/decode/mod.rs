@@ -16,6 +16,7 @@ mod glance;
 mod ip;
 mod ip6;
 mod link;
+mod pseudo;
 pub(crate) mod transport;
 mod undecodable;
 mod unread;

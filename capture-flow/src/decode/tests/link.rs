@@ -64,6 +64,12 @@ fn link_headers_lead_to_the_same_packet() {
             LinkType::FDDI,
             with(&[0x50, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 0xaa, 0xaa, 3, 0, 0, 0, 8, 0]),
         ),
+        (LinkType::ATM_RFC1483, with(&[0xaa, 0xaa, 3, 0, 0, 0, 8, 0])),
+        (LinkType::PPP_PPPD, with(&[1, 0x03, 0x00, 0x21])),
+        (LinkType::ENC, with(&[2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1])),
+        (LinkType::PFLOG, with(&[&[61, 2][..], &[0; 62]].concat())),
+        (LinkType::PPI, [&[0, 0, 8, 0, 1, 0, 0, 0], &udp[..]].concat()),
+        (LinkType::PKTAP, [&[16, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], &udp[..]].concat()),
         (LinkType::NFLOG, with(&[2, 0, 0, 0, 5, 0, 10, 0, 7, 0, 0, 0, 99, 0, 9, 0])),
         (LinkType::ETHERNET, in_ethernet(0x8847, &with(&[label, bottom].concat()))),
         (LinkType::ETHERNET, in_ethernet(0x8864, &with(&[0x11, 0, 0, 1, 0, 9, 0, 0x21]))),
@@ -100,6 +106,33 @@ fn radiotap_and_aggregates() {
     assert_eq!(result, Ok(Decoded::Counted));
     assert_eq!((seen.packets.len(), seen.owned_frames), (2, 1));
     assert_eq!(seen.packets[1].ports(), Some((1000, 2000)));
+}
+
+#[test]
+fn monitoring_headers_lead_to_the_wireless_frame() {
+    let udp = udp4(b"hello");
+    let mut wireless = vec![0x08, 0, 0, 0];
+    wireless.extend([1; 20]);
+    wireless.extend([0xaa, 0xaa, 3, 0, 0, 0, 8, 0]);
+    wireless.extend(ip_of(&udp));
+    let avs = [&[0x80, 0x21, 0x10, 0x01, 0, 0, 0, 64][..], &[0; 56]].concat();
+    let ppi = vec![0, 0, 8, 0, 105, 0, 0, 0];
+    for (link, header) in [
+        (LinkType::PRISM, vec![0x44; 144]),
+        (LinkType::PRISM, avs.clone()),
+        (LinkType::IEEE802_11_AVS, avs),
+        (LinkType::PPI, ppi),
+    ] {
+        let (result, seen) = decode(link, &[&header, &wireless[..]].concat());
+        assert_eq!(result, Ok(Decoded::Counted), "{link:?}");
+        assert_eq!(seen.packets[0].ports(), Some((1000, 2000)), "{link:?}");
+        let (result, _) = decode(link, &header[..7]);
+        assert_eq!(result, Err(Undecodable::LinkTruncated), "{link:?}");
+    }
+    // Headers that give themselves no room, or lead to themselves without end.
+    assert_eq!(decode(LinkType::PPI, &[0; 8]).0, Err(Undecodable::LinkMalformed));
+    let endless = [0, 0, 8, 0, 192, 0, 0, 0].repeat(100);
+    assert_eq!(decode(LinkType::PPI, &endless).0, Err(Undecodable::TooDeep));
 }
 
 #[test]
