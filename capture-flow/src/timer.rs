@@ -92,6 +92,9 @@ pub(crate) const fn is_dns_port(port: u16) -> bool {
     matches!(port, 53 | 137 | 5353 | 5355)
 }
 
+/// Port on which Zeek's NTP analyzer listens.
+pub(crate) const NTP_PORT: u16 = 123;
+
 /// Idle limits by class.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct IdleLimits([NanosDelta; Class::COUNT]);

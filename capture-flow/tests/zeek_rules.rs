@@ -177,6 +177,43 @@ fn a_dns_session_that_begins_with_an_answer_is_turned_round() {
 }
 
 #[test]
+fn ntp_is_turned_round_by_who_speaks_as_what() {
+    let message = |mode: u8| [&[0x20 | mode][..], &[0; 47]].concat();
+    let (client, server) = (message(3), message(4));
+    let (one, other) = ((1, 123), (2, 123));
+    // An answer first: its packet and its bytes stay with the originator, its letter too.
+    let turned = rows(&[
+        make::udp(ms(0), one, other, &server),
+        make::udp(ms(1), other, one, &client),
+        make::udp(ms(2), one, other, &server),
+    ]);
+    assert_eq!(turned[0].orig.addr.to_string(), "10.0.0.2");
+    assert_eq!(told(&turned[0]), ("SF", "D^d", [2, 1]));
+    // Two that both ask: packets go over to the other side, payload does not.
+    let peers = rows(&[
+        make::udp(ms(0), one, other, &client),
+        make::udp(ms(1), other, one, &client),
+        make::udp(ms(2), other, one, &client),
+        make::udp(ms(3), other, one, &client),
+    ]);
+    let row = &peers[0];
+    assert_eq!(row.orig.addr.to_string(), "10.0.0.2");
+    assert_eq!(told(row), ("SF", "Dd^", [2, 2]));
+    assert_eq!([row.orig.bytes, row.resp.bytes], [Some(144), Some(48)]);
+    assert_eq!([row.orig.ip_bytes, row.resp.ip_bytes], [152, 152]);
+    // Once from either role, and not in what is too short.
+    let again = [&client, &client, &server, &server, &server, &client];
+    let from = [one, other, other, other, one, other];
+    let frames = (0_i64..).zip(again).zip(from).map(|((at, message), from)| {
+        make::udp(ms(at), from, if from == one { other } else { one }, message)
+    });
+    let frames: Vec<_> = frames.collect();
+    assert_eq!(rows(&frames)[0].history.as_str(), "Dd^^");
+    let short = rows(&[make::udp(ms(0), one, other, &server[..47])]);
+    assert_eq!(told(&short[0]), ("S0", "D", [1, 0]));
+}
+
+#[test]
 fn a_wrong_checksum_counts_for_nothing_and_has_its_letter() {
     let mut bad = make::udp(ms(0), CLIENT, SERVER, b"payload");
     *bad.bytes.last_mut().unwrap() ^= 1;

@@ -10,9 +10,10 @@ use crate::service::Carrier;
 use crate::sink::{Mark, Sink};
 use crate::tcp::{Cruise, Notes, Segment, Tcp};
 use crate::time::Nanos;
-use crate::timer::{Class, Looks, is_dns_port};
+use crate::timer::{Class, Looks, NTP_PORT, is_dns_port};
 
 use super::core::Core;
+use super::row::whole;
 use super::session::{Cold, Flags, Hot, Kind};
 use super::tuple::Tuple;
 
@@ -48,13 +49,6 @@ impl Origin {
     fn held(frame: &HeldFrame) -> Self {
         Self { ts: frame.ts, wire_len: frame.wire_len, iface: frame.iface, at: frame.at }
     }
-}
-
-/// Whether a datagram is a DNS message that is an answer, by the bit that says so.
-fn is_dns_answer(payload: &[u8]) -> bool {
-    const HEADER: usize = 12;
-    const IS_ANSWER: u8 = 0x80;
-    payload.len() >= HEADER && payload.get(2).is_some_and(|flags| flags & IS_ANSWER != 0)
 }
 
 /// Adds to the lower half of a counter; the upper half takes what it carries.
@@ -244,6 +238,11 @@ impl<M: Memory> Core<M> {
             self.tcp[slot as usize] = Tcp::new(self.halves);
             self.near[slot as usize].cruise = Cruise::default();
         }
+        // Half a session does not know what was said before.
+        let hot = &mut self.near[slot as usize].hot;
+        let turns = hot.class == Class::Dns
+            || (hot.class == Class::Udp && resp.1 == NTP_PORT && self.server_ports.udp(NTP_PORT));
+        hot.flags.set(Flags::TURNS[0] | Flags::TURNS[1], turns && !self.halves);
         self.enter(slot, tuple.hash);
         slot
     }
@@ -331,7 +330,9 @@ impl<M: Memory> Core<M> {
         payload: &[u8],
         ts: Nanos,
     ) -> bool {
-        let turns = self.begins_with_answer(slot, is_orig, payload);
+        let may_turn = counted.checksum == Checksum::Accepted
+            && self.near[slot as usize].hot.flags.has(Flags::TURNS[usize::from(!is_orig)]);
+        let turns = may_turn && self.turns_round(slot, is_orig, payload);
         let hot = &mut self.near[slot as usize].hot;
         let cold = &mut self.cold[slot as usize];
         let who = usize::from(!is_orig);
@@ -353,7 +354,7 @@ impl<M: Memory> Core<M> {
         }
         hot.last_time = ts;
         if udp && hot.pkts[who] == 0 && cold.carry.pkts[who] == 0 {
-            notes.push(is_orig, b'D');
+            notes.push_once(is_orig, b'D');
         }
         if turns {
             notes.write(b'^');
@@ -362,6 +363,21 @@ impl<M: Memory> Core<M> {
         // Zeek counts what it hands to the layer above, and of ICMP that is not what a snap length
         // cut (ICMPAnalyzer::DeliverPacket).
         let counts = kind != Kind::Icmp || counted.whole;
+        if turns {
+            let headers = hot.key.header_bytes();
+            let taken = |who: usize| {
+                whole(cold.carry.ip_bytes[who], hot.ip_bytes[who]) as i64
+                    - (whole(cold.carry.pkts[who], hot.pkts[who]) as i64).saturating_mul(headers)
+            };
+            let more = taken(0).saturating_sub(taken(1));
+            // Payload stays where it is, and so does this datagram.
+            cold.payload_apart[0] = cold.payload_apart[0].saturating_add(more);
+            cold.payload_apart[1] = cold.payload_apart[1].saturating_sub(more);
+            hot.pkts.swap(0, 1);
+            hot.ip_bytes.swap(0, 1);
+            cold.carry.pkts.swap(0, 1);
+            cold.carry.ip_bytes.swap(0, 1);
+        }
         if counts {
             add(&mut hot.pkts[who], &mut cold.carry.pkts[who], 1);
             add(&mut hot.ip_bytes[who], &mut cold.carry.ip_bytes[who], counted.total_len);
@@ -379,25 +395,39 @@ impl<M: Memory> Core<M> {
             self.detect(slot, Carrier::Udp, is_orig, 0, payload);
         }
         if turns {
-            // What was counted stays with the originator, who is the other end now.
             self.turn_ends(slot);
         }
         counts
     }
 
-    /// Whether a session turns out to be the other way round: its first DNS message is an answer,
-    /// and not to a group (DNS_Interpreter::ParseMessage in src/analyzer/protocol/dns). Half a
-    /// session does not know what came first.
-    #[inline]
-    fn begins_with_answer(&self, slot: u32, is_orig: bool, payload: &[u8]) -> bool {
-        let hot = &self.near[slot as usize].hot;
-        hot.class == Class::Dns
-            && is_orig
-            && hot.pkts == [0; 2]
-            && self.cold[slot as usize].carry.pkts == [0; 2]
-            && !self.halves
-            && is_dns_answer(payload)
-            && !self.ends(slot)[1].0.is_multicast()
+    /// Whether a message tells that its session is the other way round: the first DNS message is an
+    /// answer, and not to a group (DNS_Interpreter::ParseMessage in src/analyzer/protocol/dns); the
+    /// originator speaks as an NTP server, or the responder as a client, once each
+    /// (NTP_Flow::proc_ntp_message in src/analyzer/protocol/ntp).
+    #[cold]
+    fn turns_round(&mut self, slot: u32, is_orig: bool, payload: &[u8]) -> bool {
+        const DNS_HEADER: usize = 12;
+        const DNS_ANSWER: u8 = 0x80;
+        const NTP_MESSAGE: usize = 48;
+        const NTP_CLIENT: u8 = 3;
+        const NTP_SERVER: u8 = 4;
+        let [_, (resp, _)] = self.ends(slot);
+        let hot = &mut self.near[slot as usize].hot;
+        if hot.class == Class::Dns {
+            let Some(flags) = payload.get(2).filter(|_| payload.len() >= DNS_HEADER) else {
+                return false;
+            };
+            hot.flags.set(Flags::TURNS[0] | Flags::TURNS[1], false);
+            return is_orig && flags & DNS_ANSWER != 0 && !resp.is_multicast();
+        }
+        let Some(mode) = payload.first().filter(|_| payload.len() >= NTP_MESSAGE) else {
+            return false;
+        };
+        let turns = mode & 0x07 == if is_orig { NTP_SERVER } else { NTP_CLIENT };
+        if turns {
+            hot.flags.set(Flags::TURNS[usize::from(!is_orig)], false);
+        }
+        turns
     }
 
     /// Swaps the roles of a session's ends, but for what they sent.

@@ -12,7 +12,7 @@ use super::core::Core;
 use super::session::{Flags, Kind, Near};
 
 /// A counter of which the session keeps the halves apart.
-fn whole(high: u32, low: u32) -> u64 {
+pub(super) fn whole(high: u32, low: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
@@ -49,7 +49,11 @@ impl<M: Memory> Core<M> {
                 half = tcp.half(&cold.rare).map(Box::new);
                 (tcp.sizes(), tcp.conn_state(cold.history.as_str()), tcp.missed_bytes)
             }
-            Kind::Udp => (payload, udp_state(pkts.map(|pkts| pkts > 0)), 0),
+            Kind::Udp => {
+                // By who spoke in which role: roles can swap.
+                let spoke = |letter: char| cold.history.as_str().contains(letter);
+                (payload, udp_state([spoke('D'), spoke('d')]), 0)
+            }
             Kind::Icmp => (payload, ConnState::OTH, 0),
             Kind::Other | Kind::Link => ([0, 0], ConnState::OTH, 0),
         };

@@ -71,6 +71,8 @@ impl Flags {
     pub(super) const DETECTING: [u8; 2] = [0x04, 0x08];
     /// The last frame was recorded.
     pub(super) const RECORDED: u8 = 0x10;
+    /// A message of the originator, of the responder can still turn the session round (NTP, DNS).
+    pub(super) const TURNS: [u8; 2] = [0x40, 0x80];
     /// The last frame's time is not [`Hot::last_time`] but [`Cold::last_ts`].
     pub(super) const LAST_TS_APART: u8 = 0x20;
 

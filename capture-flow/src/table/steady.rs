@@ -127,7 +127,8 @@ impl<M: Memory> Core<M> {
         }
         let is_orig = plain.from_low == hot.flags.has(Flags::ORIG_IS_LOW);
         let who = usize::from(!is_orig);
-        let detecting = hot.flags.has(Flags::DETECTING[who]);
+        // Or looked at to see which way round the session is.
+        let detecting = hot.flags.has(Flags::DETECTING[who] | Flags::TURNS[who]);
         // The lower halves of the counters have room.
         let (Some(pkts), Some(ip_bytes), Some(frame_bytes)) = (
             hot.pkts[who].checked_add(1),

@@ -160,7 +160,9 @@ fn frames(steps: &[Step], start: u32) -> Vec<(i64, u32, Vec<u8>, bool)> {
         });
         connections.insert((step.pair, step.v6), numbers);
 
-        let ends = [(1_u8, 40_000 + u16::from(step.pair)), (2, 8081)];
+        // One pair speaks NTP, which turns sessions round: a client's messages, a server's.
+        let ports = if step.pair == 2 { [123; 2] } else { [40_000 + u16::from(step.pair), 8081] };
+        let ends = [(1_u8, ports[0]), (2, ports[1])];
         let (src, dst) = (ends[me], ends[you]);
         let link = PacketBuilder::ethernet2([2, 0, 0, 0, 0, src.0], [2, 0, 0, 0, 0, dst.0]);
         let ip = if step.v6 {
@@ -169,7 +171,7 @@ fn frames(steps: &[Step], start: u32) -> Vec<(i64, u32, Vec<u8>, bool)> {
         } else {
             link.ipv4([10, 0, 0, src.0], [10, 0, 0, dst.0], 64)
         };
-        let payload = vec![b'x'; usize::from(len)];
+        let payload = vec![[0x63, 0x64][usize::from(len & 1)]; usize::from(len)];
         let mut bytes = Vec::new();
         if matches!(step.next, Move::Datagram) {
             ip.udp(src.1, dst.1).write(&mut bytes, &payload).unwrap();

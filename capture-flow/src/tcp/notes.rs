@@ -39,6 +39,14 @@ impl Notes<'_> {
         self.write(if is_orig { letter } else { letter.to_ascii_lowercase() });
     }
 
+    /// Writes a letter that is not there yet.
+    pub(crate) fn push_once(&mut self, is_orig: bool, letter: u8) {
+        let cased = if is_orig { letter } else { letter.to_ascii_lowercase() };
+        if !self.history.as_str().as_bytes().contains(&cased) {
+            self.write(cased);
+        }
+    }
+
     /// Writes a letter as it is.
     pub(crate) fn write(&mut self, letter: u8) {
         let place = self.history.as_str().len();
