@@ -13,10 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use capture_flow::frame::{IfaceId, LinkType};
 use capture_flow::time::Nanos;
 use flate2::bufread::MultiGzDecoder;
-use pcap_parser::{
-    LegacyPcapBlock, PcapHeader, parse_pcap_frame, parse_pcap_frame_be, parse_pcap_frame_modified,
-    parse_pcap_header,
-};
+use pcap_parser::{PcapHeader, parse_pcap_header};
 
 use super::pcapng::Section;
 use super::{BATCH, Received, Source, SourceCounters, SourceError, SourceFrame};
@@ -26,6 +23,12 @@ pub(super) const MAX_CAPTURED: u32 = 262_144;
 /// Captured bytes after which a batch is closed early.
 const BATCH_BYTES: usize = 1 << 20;
 const READ_BUFFER: usize = 1 << 18;
+
+/// First bytes of a classic pcap whose records have Kuznetzov's longer header, in either byte order,
+/// and of one without.
+const MODIFIED_LITTLE: &[u8] = &[0x34, 0xcd, 0xb2, 0xa1];
+const MODIFIED_BIG: &[u8] = &[0xa1, 0xb2, 0xcd, 0x34];
+const PLAIN_BIG: &[u8] = &[0xa1, 0xb2, 0xc3, 0xd4];
 
 /// Gives interfaces that a file names their numbers in the run.
 pub type NameInterface = Box<dyn FnMut(&str) -> IfaceId + Send>;
@@ -63,6 +66,8 @@ enum Format {
 /// What a classic pcap's header says.
 struct Pcap {
     header: PcapHeader,
+    /// Records have a longer header (Kuznetzov's patch).
+    is_modified: bool,
     link: LinkType,
     iface: IfaceId,
 }
@@ -151,6 +156,11 @@ impl FileSource {
         let format = if Section::starts(&head) {
             Format::PcapNg(Section::new(head))
         } else {
+            let is_modified = matches!(head.get(..4), Some(MODIFIED_LITTLE | MODIFIED_BIG));
+            if let Some(magic) = head.get_mut(..4).filter(|magic| *magic == MODIFIED_BIG) {
+                // The parser knows the patch in one byte order only; file headers are the same.
+                magic.copy_from_slice(PLAIN_BIG);
+            }
             let header = match parse_pcap_header(&head) {
                 Ok((_, header)) => header,
                 Err(pcap_parser::nom::Err::Incomplete(_)) => {
@@ -164,7 +174,7 @@ impl FileSource {
             // is (pcap-savefile(5)). It stays with the frame: what is above takes its length from
             // its own header.
             let link = LinkType((header.network.0 & 0xffff) as u16);
-            Format::Pcap(Pcap { link, iface: name_interface(&file), header })
+            Format::Pcap(Pcap { link, iface: name_interface(&file), is_modified, header })
         };
         Ok(Self {
             stream,
@@ -273,65 +283,59 @@ impl Source for FileSource {
 impl Pcap {
     fn step(&self, stream: &mut Stream, bytes: &mut Vec<u8>) -> Result<Step, SourceError> {
         let at = stream.offset;
-        let header_len = if self.header.is_modified_format() { 24 } else { 16 };
-        let start = bytes.len();
-        let got = stream.extend(bytes, header_len)?;
+        let mut header = [0; 24];
+        let header = &mut header[..if self.is_modified { 24 } else { 16 }];
+        let got = stream.fill(header)?;
         if got == 0 && stream.broken.is_none() {
             return Ok(Step::End);
         }
-        if got < header_len {
-            bytes.truncate(start);
+        if got < header.len() {
             return Ok(Step::Damaged(format!("cut off in a record header at byte {at}")));
         }
-        let captured = {
-            let header = bytes.get(start..).unwrap_or_default();
-            match header.get(8..12).and_then(|len| <[u8; 4]>::try_from(len).ok()) {
-                Some(len) if self.header.is_bigendian() => u32::from_be_bytes(len),
-                Some(len) => u32::from_le_bytes(len),
-                None => 0,
-            }
-        };
+        let [seconds, subsec, one_length, other_length] =
+            [0, 4, 8, 12].map(|from| self.word(header, from));
+        let (captured, wire_len) = self.lengths(one_length, other_length);
         if captured > MAX_CAPTURED {
-            bytes.truncate(start);
             return Ok(Step::Damaged(format!(
                 "damaged at byte {at}: a record claims {captured} bytes, no frame is longer than \
                  {MAX_CAPTURED}"
             )));
         }
+        let start = bytes.len();
         let captured = captured as usize;
         if stream.extend(bytes, captured)? < captured {
             bytes.truncate(start);
             return Ok(Step::Damaged(format!("cut off in the record at byte {at}")));
         }
-        let parse = if self.header.is_modified_format() {
-            parse_pcap_frame_modified
-        } else if self.header.is_bigendian() {
-            parse_pcap_frame_be
-        } else {
-            parse_pcap_frame
-        };
-        let meta = match parse(bytes.get(start..).unwrap_or_default()) {
-            Ok((_, record)) => self.meta(&record),
-            Err(_) => {
-                bytes.truncate(start);
-                return Ok(Step::Damaged(format!("damaged in the record at byte {at}")));
-            }
-        };
-        bytes.drain(start..start + header_len);
-        Ok(Step::Frame(meta))
-    }
-
-    fn meta(&self, record: &LegacyPcapBlock<'_>) -> Meta {
         let unit = if self.header.is_nanosecond_precision() { 1 } else { 1_000 };
-        let subsec = i64::from(record.ts_usec).saturating_mul(unit);
-        let seconds = i64::from(record.ts_sec).saturating_mul(1_000_000_000);
-        Meta {
+        let subsec = i64::from(subsec).saturating_mul(unit);
+        let seconds = i64::from(seconds).saturating_mul(1_000_000_000);
+        Ok(Step::Frame(Meta {
             ts: Nanos(seconds.saturating_add(subsec)),
-            wire_len: record.origlen.max(record.caplen),
+            wire_len: wire_len.max(captured as u32),
             link: self.link,
             iface: self.iface,
-            captured: record.data.len(),
-        }
+            captured,
+        }))
+    }
+
+    fn word(&self, header: &[u8], from: usize) -> u32 {
+        let word = header.get(from..from + 4).and_then(|word| <[u8; 4]>::try_from(word).ok());
+        let word = word.unwrap_or_default();
+        if self.header.is_bigendian() { u32::from_be_bytes(word) } else { u32::from_le_bytes(word) }
+    }
+
+    /// Captured and original length of a record. Files before version 2.3 have them in the other
+    /// order, those of 2.3 in either (libpcap's sf-pcap.c).
+    fn lengths(&self, first: u32, second: u32) -> (u32, u32) {
+        let version = (self.header.version_major, self.header.version_minor);
+        let swapped = match version {
+            (2, 3) => first > second,
+            (2, minor) => minor < 3,
+            (543, _) => true,
+            _ => false,
+        };
+        if swapped { (second, first) } else { (first, second) }
     }
 }
 

@@ -132,6 +132,42 @@ fn pcap_in_both_orders_and_resolutions() {
     }
 }
 
+/// Writes each record with the longer header of Kuznetzov's patch.
+fn modified(big_endian: bool, records: &[(u32, u32, &[u8])]) -> Vec<u8> {
+    let mut file = pcap(big_endian, 0xa1b2_cd34, 1, &[]);
+    for record in records {
+        let plain = pcap(big_endian, 0xa1b2_cd34, 1, &[*record]);
+        file.extend(&plain[24..40]);
+        // Interface, protocol, packet type, padding.
+        file.extend([9; 8]);
+        file.extend(&plain[40..]);
+    }
+    file
+}
+
+#[test]
+fn patched_and_old_pcaps_are_read() {
+    let records: [(u32, u32, &[u8]); 2] = [(1, 5, &[1, 2, 3]), (2, 6, &[4])];
+    let expected = [(1_000_005_000, 13, vec![1, 2, 3], 1, 0), (2_000_006_000, 11, vec![4], 1, 0)];
+    for big_endian in [false, true] {
+        let (seen, damage) = read_all(&modified(big_endian, &records)).expect("a pcap");
+        assert_eq!((seen.as_slice(), damage), (expected.as_slice(), None), "{big_endian}");
+        // Versions 2.2 and 2.3 with the two lengths in the other order, 2.3 in this one, too.
+        for (minor, swapped) in [(2, true), (3, true), (3, false)] {
+            let mut old = pcap(big_endian, 0xa1b2_c3d4, 1, &records);
+            old[if big_endian { 7 } else { 6 }] = minor;
+            if swapped {
+                for at in [24 + 8, 24 + 16 + 3 + 8] {
+                    let (one, other) = old[at..at + 8].split_at_mut(4);
+                    one.swap_with_slice(other);
+                }
+            }
+            let (seen, damage) = read_all(&old).expect("a pcap");
+            assert_eq!((seen.as_slice(), damage), (expected.as_slice(), None), "2.{minor}");
+        }
+    }
+}
+
 #[test]
 fn checksum_bits_in_the_link_type_are_not_the_link_type() {
     let (seen, _) =
