@@ -580,6 +580,8 @@ impl Run {
     /// Writes a line that could wait until something happened: what happens then is told of no
     /// longer a time than it took. Says whether it is written.
     fn write_quiet(&mut self, mut quiet: Closing) -> bool {
+        // It may become the newest line there is: it vouches for the open tail like any other.
+        quiet.line.tails = self.flush.log.tails();
         let written = quiet.line.from == self.flush.intervals.from()
             && self.flush.ledger.append(&mut quiet.line).is_ok();
         if written {
@@ -837,6 +839,23 @@ mod tests {
         assert_eq!(totals.rows_unwritable.load(Ordering::Relaxed), 0);
         assert!(bench.run.commit(Nanos(0)));
         assert_eq!(bench.run.flush.totals.rows.load(Ordering::Relaxed), rows);
+    }
+
+    #[test]
+    fn every_line_vouches_for_the_open_tail() {
+        let mut bench = bench(1);
+        bench.worker(0, 90, 0);
+        let update = updates(1).pop().expect("a row");
+        bench.run.out().1.row(&update.record);
+        bench.run.close(Nanos(100 * SECOND), false, false);
+        // A quiet time, which is told by itself once something happens.
+        bench.run.close(Nanos(102 * SECOND), false, false);
+        assert_eq!(bench.lines().len(), 1, "it can wait");
+        bench.run.out().1.row(&update.record);
+        bench.run.close(Nanos(103 * SECOND), false, false);
+        let lines = bench.lines();
+        assert_eq!(lines.len(), 3);
+        assert!(lines.iter().all(|line| line.tails.len() == 1), "{lines:#?}");
     }
 
     #[test]
