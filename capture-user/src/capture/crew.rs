@@ -33,6 +33,8 @@ pub(super) struct Crew {
     /// Who takes the last rows.
     taker: Arc<OnceLock<Taker>>,
     events: Receiver<Event>,
+    /// Whether one has panicked: its segment is open, and nobody seals it.
+    panicked: bool,
 }
 
 /// One worker.
@@ -76,7 +78,8 @@ impl Crew {
         let places = run.workers.iter().map(|worker| worker.counters.places()).collect();
         let stop = Arc::new(AtomicBool::new(false));
         let taker = Arc::default();
-        let mut crew = Self { workers: Vec::new(), places, stop, taker, events };
+        let workers = Vec::new();
+        let mut crew = Self { workers, places, stop, taker, events, panicked: false };
         for (number, core) in (0_u16..).zip(cores) {
             let member = match crew.start_one(run, number, *core, &events_in, &begun_in) {
                 Ok(member) => member,
@@ -225,11 +228,19 @@ impl Crew {
                     Ok(Ok(())) if stopping => None,
                     Ok(Ok(())) => Some("nobody told it to".to_owned()),
                     Ok(Err(error)) => Some(error.to_string()),
-                    Err(panic) => Some(format!("it failed: {}", panic_text(&*panic))),
+                    Err(panic) => {
+                        self.panicked = true;
+                        Some(format!("it failed: {}", panic_text(&*panic)))
+                    }
                 },
             ));
         }
         ended
+    }
+
+    /// Whether a worker left its segment open for the next start to recover.
+    pub(super) fn left_open(&self) -> bool {
+        self.panicked
     }
 
     /// Whoever takes rows is there: the last ones, of which many come at once, wait for it.

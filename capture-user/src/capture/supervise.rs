@@ -115,7 +115,7 @@ impl Supervisor {
             }
             std::thread::sleep(DRAINING);
         }
-        let in_order = self.hear(run);
+        let in_order = self.hear(run) && !self.crew.left_open();
         healthy &= in_order;
         status.clear();
         healthy &= !preparer.stop();
