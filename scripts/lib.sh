@@ -30,7 +30,8 @@ lab_packages=(ca-certificates curl bind9-dnsutils dnsmasq-base ethtool iproute2 
     openssh-client openssh-server procps python3 tcpdump)
 # The tests: traffic at a chosen rate, readers from outside (a browser among them), dropped
 # capabilities.
-test_packages=(bpftool chromium git libcap2-bin netsniff-ng python3-venv tcpreplay tshark util-linux)
+test_packages=(bpftool chromium git libcap2-bin netsniff-ng python3-venv strace tcpreplay tshark
+    util-linux)
 # The bench: the peers that it compares with, and their readers.
 bench_packages=(argus-client argus-server ethtool iproute2 netsniff-ng nfdump softflowd tcpdump
     tcpreplay tshark util-linux)

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::ledger::{Blind, BlindCause, LedgerLine, imbalances};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::process::{Ended, Program, await_until};
@@ -48,6 +49,31 @@ pub fn detach(wire: &Wire) -> Result<()> {
     wire.sensor.run("bpftool", &["link", "detach", "id", &id]).map(drop)
 }
 
+/// Has the kernel refuse the next of these system calls (separated by commas) that the sensor's first
+/// worker makes, with this error; comes back when it has.
+///
+/// # Errors
+/// Where strace fails, or the call does not come.
+pub fn fail_once(sensor: &Program, calls: &str, error: &str) -> Result<()> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", sensor.id()))?;
+    let worker = tasks.flatten().find(|task| {
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "worker-0\n")
+    });
+    let worker = worker.context("no worker")?.file_name().to_string_lossy().into_owned();
+    let mut strace = std::process::Command::new("strace");
+    // One thread alone: its counter of calls is its own.
+    strace.args(["-p", &worker, "-e", &format!("trace={calls}")]);
+    strace.args(["-e", &format!("inject={calls}:error={error}:when=1")]);
+    let mut strace = Program::start(&mut strace)?;
+    strace.await_stderr("(INJECTED)")?;
+    if strace.runs()? {
+        // It ends by itself with the thread that it looks at, perhaps just now.
+        let _ = strace.signal(Signal::INT);
+    }
+    strace.wait()?;
+    Ok(())
+}
+
 /// A sensor on a wire, and what was sent while it could see.
 #[derive(Debug)]
 pub struct Watched {
@@ -83,6 +109,14 @@ impl Watched {
     pub fn start_in(wire: Wire, interfaces: &[&str], store: &Path, args: &[&str]) -> Result<Self> {
         let program = Some(sensor::capture_on(&wire.sensor, interfaces, store, args)?);
         Ok(Self { wire, program, store: store.to_owned(), _dir: None, seen: 0 })
+    }
+
+    /// See [`fail_once`].
+    ///
+    /// # Errors
+    /// Those of it, or that the sensor has ended.
+    pub fn fail_once(&self, calls: &str, error: &str) -> Result<()> {
+        fail_once(self.program.as_ref().context("it has ended")?, calls, error)
     }
 
     /// Sends frames that the sensor must record.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use capture_flow::time::NanosDelta;
-use capture_store::ledger::{BlindCause, LedgerLine};
+use capture_store::ledger::{Blind, BlindCause, LedgerLine};
 use capture_user::args::Mode;
 use capture_user::link::Link;
 use capture_user::live::clock;
@@ -135,6 +135,53 @@ fn a_sensor_that_was_stopped_says_for_how_long() -> Result<()> {
     let blind = watched.encloses(BlindCause::WorkerStalled, stopped, goes_on)?;
     assert!(blind.iter().all(|blind| blind.worker == Some(0)), "{blind:?}");
     watched.has_all(sent)
+}
+
+#[test]
+fn a_socket_that_fails_is_opened_again() -> Result<()> {
+    let mut watched = Watched::start(Wire::new()?, &[])?;
+    watched.sees()?;
+    // The worker asks its socket for errors now and then: once the kernel gives it one.
+    let (failed, ()) = when(|| watched.fail_once("getsockopt", "EIO"))?;
+    watched.await_sight(BlindCause::SourceFailed, failed)?;
+    watched.sees()?;
+    assert_eq!(watched.stop()?.code, Some(0));
+    let blind = watched.encloses(BlindCause::SourceFailed, failed, failed)?;
+    let told = |blind: &Blind| blind.queue == Some(0) && blind.detail.contains("tap0 queue 0");
+    assert!(blind.iter().all(told), "{blind:?}");
+    watched.has_all(0)
+}
+
+#[test]
+fn the_queues_of_a_worker_that_ended_go_to_another() -> Result<()> {
+    let wire = Wire::with().queues(2).spread_by_flow().build()?;
+    let mut watched = Watched::start(wire, &[])?;
+    watched.sees()?;
+    // It cannot wait for frames any more.
+    let (ended, ()) = when(|| watched.fail_once("poll,ppoll", "ENOMEM"))?;
+    watched.await_sight(BlindCause::WorkerEnded, ended)?;
+    watched.sees()?;
+    assert_eq!(watched.stop()?.code, Some(1), "an operator must see to it");
+    let blind = watched.encloses(BlindCause::WorkerEnded, ended, ended)?;
+    assert!(blind.iter().all(|blind| blind.worker == Some(0)), "{blind:?}");
+    let both = |line: &LedgerLine| line.interfaces[0].queues.iter().all(|q| q.worker == Some(1));
+    assert!(watched.lines()?.iter().any(both), "worker 1 has both queues");
+    watched.has_all(0)
+}
+
+#[test]
+fn a_sensor_whose_only_worker_has_ended_stops_and_says_why() -> Result<()> {
+    let mut watched = Watched::start(Wire::new()?, &["--cores", "0"])?;
+    watched.sees()?;
+    let (begun, ()) = when(|| watched.fail_once("poll,ppoll", "ENOMEM"))?;
+    let program = watched.program.take().expect("it runs");
+    let (ended, end) = when(|| program.wait())?;
+    assert_eq!(end.code, Some(1), "{}", end.stderr);
+    assert!(end.stderr.contains("no worker is left"), "{}", end.stderr);
+    // It may have ended before the test began to wait for that.
+    let ended = Moment { before: begun.before, ..ended };
+    watched.encloses(BlindCause::WorkerEnded, begun, ended)?;
+    watched.has_all(0)
 }
 
 #[test]

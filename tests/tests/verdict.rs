@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-use stillwire_tests::blind::detach;
+use stillwire_tests::blind::{detach, fail_once};
 use stillwire_tests::disk::SmallDisk;
 use stillwire_tests::process::await_until;
 use stillwire_tests::traffic::{Frames, Pace};
@@ -186,7 +186,10 @@ impl Watched {
         })?;
         self.prove(faulty)?.must_be("unproven")?.because_of(reason)?;
         self.prove(before)?.must_be("absent")?;
-        program.interrupt()?.success()?;
+        let ended = program.interrupt()?;
+        // A worker that ended is for an operator to see to.
+        let code = i32::from(reason == "worker_ended");
+        ensure!(ended.code == Some(code), "{ended:?}");
         self.prove(faulty)?.must_be("unproven")?.because_of(reason)?;
         Ok(())
     }
@@ -249,6 +252,18 @@ fn a_queue_without_a_socket_leaves_its_time_unproven() -> Result<()> {
     wire.use_queues(1)?;
     let watched = Watched::on(wire)?;
     watched.fault(&[], "queue_unserved", |_| watched.wire.use_queues(2))
+}
+
+#[test]
+fn a_socket_that_failed_leaves_its_time_unproven() -> Result<()> {
+    let watched = Watched::new()?;
+    watched.fault(&[], "source_failed", |program| fail_once(program, "getsockopt", "EIO"))
+}
+
+#[test]
+fn a_worker_that_ended_leaves_its_time_unproven() -> Result<()> {
+    let watched = Watched::on(Wire::with().queues(2).spread_by_flow().build()?)?;
+    watched.fault(&[], "worker_ended", |program| fail_once(program, "poll,ppoll", "ENOMEM"))
 }
 
 #[test]
