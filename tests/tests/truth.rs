@@ -1,24 +1,31 @@
 //! The truth run: a wire under changing load and random faults, and a judge that knows what was sent.
 //!
-//! `STILLWIRE_TRUTH_SECONDS` and `STILLWIRE_TRUTH_WINDOWS` make it as long as one likes.
+//! `scripts/truth MINUTES` makes it as long as one likes.
 
 use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use capture_user::args::Mode;
+use capture_user::link::Link;
+use capture_user::program::Program as XdpProgram;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use stillwire_tests::blind::detach;
+use stillwire_tests::blind::{detach, fail_once};
 use stillwire_tests::traffic::{Frames, Pace};
 use stillwire_tests::verdict::{Span, rest};
-use stillwire_tests::{Program, Wire, sensor};
+use stillwire_tests::{Namespace, Program, Wire, sensor};
 
 /// A number from the environment.
 fn setting(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
+
+/// Receive queues, and workers on as many cores.
+const QUEUES: u32 = 2;
 
 /// Time between two faults, to be asked about as clean.
 const CLEAN: u64 = 9_000;
@@ -34,38 +41,133 @@ const ARGS: [&str; 14] = [
     "--ledger-interval",
     "500ms",
     "--packet-budget",
-    "1GiB",
+    "8GiB",
     "--segment-size",
     "16MiB",
     "--silence-limit",
     "10s",
 ];
 
-/// Does something to the wire or the sensor that it may not survive.
-fn fault(number: u64, wire: &Wire, program: Program, store: &std::path::Path) -> Result<Program> {
-    match number % 5 {
-        0 => {
-            let flood = Frames { count: 150_000, bytes: 1514, flows: 50, pace: Pace::Flood };
-            // Others send as well, so the interface's counters are not trafgen's.
-            flood.start(wire)?.program.wait()?.success()?;
+/// Everything that is done to the wire or the sensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Overload,
+    Stopped,
+    Killed,
+    Detached,
+    LinkDown,
+    OwnLinkDown,
+    Restarted,
+    InterfaceGone,
+    QueueLost,
+    SomebodyElse,
+    SocketFailed,
+    WorkerEnded,
+}
+
+impl Fault {
+    const ALL: [Self; 12] = [
+        Self::Overload,
+        Self::Stopped,
+        Self::Killed,
+        Self::Detached,
+        Self::LinkDown,
+        Self::OwnLinkDown,
+        Self::Restarted,
+        Self::InterfaceGone,
+        Self::QueueLost,
+        Self::SomebodyElse,
+        Self::SocketFailed,
+        Self::WorkerEnded,
+    ];
+
+    /// Does it; gives back the sensor that runs then.
+    fn happens(self, wire: &Wire, program: Program, store: &Path) -> Result<Program> {
+        let set = |end: &Namespace, name, way| end.run("ip", &["link", "set", name, way]);
+        match self {
+            Self::Overload => {
+                let flood = Frames { count: 150_000, bytes: 1514, flows: 50, pace: Pace::Flood };
+                // Others send as well, so the interface's counters are not trafgen's.
+                flood.start(wire)?.program.wait()?.success()?;
+            }
+            Self::Stopped => {
+                program.signal(Signal::STOP)?;
+                rest(1_200);
+                program.signal(Signal::CONT)?;
+            }
+            Self::Killed => {
+                program.kill()?;
+                return sensor::capture(wire, store, &ARGS);
+            }
+            Self::Restarted => {
+                program.interrupt()?.success()?;
+                rest(300);
+                return sensor::capture(wire, store, &ARGS);
+            }
+            Self::Detached => detach(wire)?,
+            Self::LinkDown => {
+                set(&wire.sender, Wire::SENDER, "down")?;
+                rest(400);
+                set(&wire.sender, Wire::SENDER, "up")?;
+            }
+            Self::OwnLinkDown => {
+                set(&wire.sensor, Wire::SENSOR, "down")?;
+                rest(400);
+                set(&wire.sensor, Wire::SENSOR, "up")?;
+            }
+            Self::InterfaceGone => {
+                wire.remove()?;
+                rest(400);
+                wire.lay()?;
+            }
+            Self::QueueLost => {
+                wire.use_queues(1)?;
+                rest(400);
+                wire.use_queues(QUEUES)?;
+            }
+            Self::SomebodyElse => {
+                program.signal(Signal::STOP)?;
+                detach(wire)?;
+                let foreign = wire.sensor.enter(|| {
+                    let foreign = XdpProgram::load(Wire::SENSOR, QUEUES)?;
+                    foreign.attach(&Link::by_name(Wire::SENSOR)?, Mode::Native)?;
+                    Ok(foreign)
+                })?;
+                program.signal(Signal::CONT)?;
+                rest(700);
+                drop(foreign);
+            }
+            Self::SocketFailed => fail_once(&program, "getsockopt", "EIO")?,
+            Self::WorkerEnded => {
+                fail_once(&program, "poll,ppoll", "ENOMEM")?;
+                rest(500);
+                // It goes on with the others, and says at the end that one is missing.
+                program.interrupt()?;
+                return sensor::capture(wire, store, &ARGS);
+            }
         }
-        1 => {
-            program.signal(Signal::STOP)?;
-            rest(1_200);
-            program.signal(Signal::CONT)?;
-        }
-        2 => {
-            program.kill()?;
-            return sensor::capture(wire, store, &ARGS);
-        }
-        3 => detach(wire)?,
-        _ => {
-            wire.sender.run("ip", &["link", "set", Wire::SENDER, "down"])?;
-            rest(400);
-            wire.sender.run("ip", &["link", "set", Wire::SENDER, "up"])?;
-        }
+        Ok(program)
     }
-    Ok(program)
+}
+
+/// Faults in random order, none again before all the others have been.
+struct Faults {
+    random: u64,
+    left: Vec<Fault>,
+}
+
+impl Faults {
+    fn next(&mut self) -> Fault {
+        if self.left.is_empty() {
+            self.left = Fault::ALL.to_vec();
+        }
+        // xorshift64
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let place = usize::try_from(self.random >> 33).unwrap_or(0) % self.left.len();
+        self.left.swap_remove(place)
+    }
 }
 
 fn judged(command: &mut Command) -> Result<Value> {
@@ -75,10 +177,11 @@ fn judged(command: &mut Command) -> Result<Value> {
 
 #[test]
 fn no_verdict_denies_what_was_sent() -> Result<()> {
-    let seconds = setting("STILLWIRE_TRUTH_SECONDS", 50);
-    let windows = setting("STILLWIRE_TRUTH_WINDOWS", 1_000);
-    let seed = setting("STILLWIRE_TRUTH_SEED", 1);
-    let (wire, dir) = (Wire::new()?, sensor::store_dir()?);
+    let seconds = setting("STILLWIRE_TRUTH_SECONDS", 60);
+    let windows = setting("STILLWIRE_TRUTH_WINDOWS", 3_000);
+    let seed = setting("STILLWIRE_TRUTH_SEED", 1).max(1);
+    let wire = Wire::with().queues(QUEUES).spread_by_flow().build()?;
+    let dir = sensor::store_dir()?;
     let store = dir.path().join("store");
     let path = |name: &str| dir.path().join(name);
     let programs = concat!(env!("CARGO_MANIFEST_DIR"), "/programs");
@@ -108,13 +211,15 @@ fn no_verdict_denies_what_was_sent() -> Result<()> {
     // A second judge asks all the time, about moments just past.
     let asking = Program::start(&mut judge(true)?)?;
     let begun = Instant::now();
-    let mut number = seed;
+    let mut faults_to_come = Faults { random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), left: Vec::new() };
     while begun.elapsed() + Duration::from_millis(CLEAN) < Duration::from_secs(seconds) {
         rest(CLEAN);
-        let (span, survivor) = Span::of(|| fault(number, &wire, program, &store))?;
+        let fault = faults_to_come.next();
+        let (span, survivor) = Span::of(|| fault.happens(&wire, program, &store))
+            .with_context(|| format!("{fault:?}"))?;
+        println!("{:4} s: {fault:?}", begun.elapsed().as_secs());
         program = survivor;
         note(span)?;
-        number += 1;
     }
     while needles.runs()? {
         rest(100);
