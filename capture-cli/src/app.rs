@@ -161,7 +161,7 @@ fn sessions(args: &SessionsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::R
         None => on_screen.then_some(SCREENFUL),
     };
     let stores = query::open(&args.place.stores(before))?;
-    let question = Question { filter, window, possible: args.possible, doubting: false };
+    let question = Question::new(filter, window, args.possible);
     let mut answer = query::ask(&stores, &question, &order, limit)?;
     let rows: Vec<Row> = answer.found.drain(..).map(|found| found.row).collect();
     let mut out = BufWriter::new(io::stdout().lock());
@@ -249,7 +249,7 @@ fn packets(args: &PacketsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Res
         ));
     }
     let stores = query::open(&args.place.stores(before))?;
-    let question = Question { filter, window, possible: args.possible, doubting: false };
+    let question = Question::new(filter, window, args.possible);
     let mut answer = query::ask(&stores, &question, &Order::TIME, None)?;
     answer.found.append(&mut packets::unfinished_before(&stores, &question)?);
     if answer.possible > 0 {

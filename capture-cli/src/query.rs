@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use capture_store::Store;
-use capture_store::sessions::{Scan, proto_name};
+use capture_store::sessions::{Scan, Which, proto_name};
 
 use self::collect::Sessions;
 pub(crate) use self::read::Reader;
@@ -29,9 +29,18 @@ pub struct Question {
     /// Whether those count to them whose row the filter rules out and that may have more to them
     /// than their row says (see [`Row::may_go_on`]), or began another way. A verdict wants them.
     pub doubting: bool,
+    /// Which files of the session log may answer.
+    pub which: Which,
 }
 
 impl Question {
+    /// A question to all there is, by what the rows say. `possible` asks for sessions that could
+    /// match as well.
+    #[must_use]
+    pub fn new(filter: Expr, window: Window, possible: bool) -> Self {
+        Self { filter, window, possible, doubting: false, which: Which::All }
+    }
+
     /// Whether a session matches by this row.
     #[must_use]
     pub fn truth(&self, row: &Row) -> Truth {
@@ -169,15 +178,18 @@ fn what(question: &Question) -> Scan {
     let bounded = window.from.is_some() || window.to.is_some();
     let mut what =
         Scan { window: bounded.then(|| (window.start(), window.end())), ..Scan::default() };
+    what.which = question.which.clone();
     if let Some(hosts) = question.filter.hosts() {
         what.hosts = hosts.iter().map(ToString::to_string).collect();
-        // These could match any address and have none in the columns.
-        what.whatever_host = MAY_HIDE_IP.map(|protocol| proto_name(protocol).into()).to_vec();
     }
-    let uids = question.filter.clauses().into_iter().find_map(|clause| match clause {
-        Clause::Uid(uids) => Some(uids),
-        _ => None,
-    });
-    what.uids = uids.unwrap_or_default();
+    for clause in question.filter.clauses() {
+        match clause {
+            Clause::Uid(uids) if what.uids.is_empty() => what.uids = uids,
+            Clause::Port(ports) if what.ports.is_empty() => what.ports = ports,
+            _ => {}
+        }
+    }
+    // These could match any address and any port, and have none in the columns.
+    what.whatever_ends = MAY_HIDE_IP.map(|protocol| proto_name(protocol).into()).to_vec();
     what
 }

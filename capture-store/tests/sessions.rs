@@ -19,7 +19,7 @@ use capture_store::ledger::{LedgerLine, LedgerWriter, Note};
 use capture_store::retention::{Budgets, Retention};
 use capture_store::sessions::{
     LogPolicy, RowNames, Scan, ScanReport, SealSessionsError, SessionLog, SessionRow, column_names,
-    scan,
+    proto_name, scan,
 };
 use capture_store::{OwnedStore, RowLossReason, RunId, Store};
 use parquet::arrow::ArrowWriter;
@@ -100,6 +100,36 @@ fn uids(store: &Store, what: &Scan) -> BTreeSet<String> {
     let uids: BTreeSet<_> = rows.iter().map(|row| row.uid.to_string()).collect();
     assert_eq!(uids.len(), rows.len(), "no row comes twice");
     uids
+}
+
+#[test]
+fn rows_without_a_port_that_is_asked_for_are_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = small_store(dir.path());
+    let mut log = SessionLog::new(&store, &run(), LogPolicy::default());
+    let plain = record(0, START);
+    let with = |orig, resp| (side("10.0.0.1", orig), side("10.0.0.2", resp));
+    let (orig, resp) = with(0, 0);
+    let unknown = SessionRecord { orig, resp, ..plain.clone() };
+    let (orig, resp) = with(22, 50_000);
+    let turned = SessionRecord { orig, resp, ..plain.clone() };
+    let overlap = SessionRecord { fragment_overlap: true, ..plain.clone() };
+    let hidden = SessionRecord { protocol: Protocol::Ether(0x0800), ..plain.clone() };
+    for (number, record) in (0..).zip([plain, unknown, turned, overlap, hidden]) {
+        log.append(&SessionRecord { uid: Uid(number), ..record }, "eth0").unwrap();
+    }
+    let (_, pending) = log.close().unwrap();
+    pending[0].seal().unwrap();
+    let rows = |first, last| {
+        let whatever_ends = vec![proto_name(Protocol::Ether(0x0800)).into_owned()];
+        let what = Scan { ports: vec![(first, last)], whatever_ends, ..Scan::default() };
+        uids(store.store(), &what)
+    };
+    let all = |numbers: &[u128]| numbers.iter().map(|n| Uid(*n).to_string()).collect();
+    assert_eq!(rows(22, 22), all(&[1, 2, 3, 4]));
+    assert_eq!(rows(443, 443), all(&[0, 1, 3, 4]));
+    assert_eq!(rows(1, 21), all(&[1, 3, 4]));
+    assert_eq!(rows(40_000, 60_000), all(&[0, 1, 2, 3, 4]));
 }
 
 fn live_file(store: &Store) -> PathBuf {
@@ -232,10 +262,13 @@ fn a_host_or_a_uid_that_is_not_there_is_not_looked_for() {
     let (_, pending) = log.close().unwrap();
     pending[0].seal().unwrap();
     let skipped = |scan: Scan| collect(store.store(), &scan).1.row_groups_skipped;
+    let rows = |scan: Scan| uids(store.store(), &scan);
     let host = |host: &str| Scan { hosts: vec![host.to_owned()], ..Scan::default() };
     assert_eq!(skipped(host("10.0.1.7")), 0);
     assert_eq!(skipped(host("2001:db8::1")), 0);
     assert_eq!(skipped(host("192.0.2.99")), 1);
+    assert_eq!(rows(host("10.0.1.7")), BTreeSet::from([Uid(257).to_string()]));
+    assert_eq!(rows(host("2001:db8::1")).len(), 1000);
     assert_eq!(skipped(Scan { uids: vec![Uid(999).to_string()], ..Scan::default() }), 0);
     assert_eq!(skipped(Scan { uids: vec![Uid(5000).to_string()], ..Scan::default() }), 1);
     assert!(

@@ -134,8 +134,10 @@ impl Coverage {
         }
     }
 
-    /// Adds the times of sessions whose files are not what the ledger says.
+    /// Adds the times of sessions whose files are not what the ledger says. A file of another time
+    /// may have told of a session that was open in the window without a frame.
     pub fn add_files(&mut self, check: &FilesCheck) {
+        let Some(window) = self.window else { return };
         for finding in &check.findings {
             let reason = match finding.problem {
                 FileProblem::Missing => Reason::SessionsMissing,
@@ -143,7 +145,8 @@ impl Coverage {
                 _ => Reason::SessionsChanged,
             };
             let detail = format!("{}: {}", finding.path, finding.problem);
-            self.add((finding.from, finding.to), reason, detail);
+            let inside = finding.from <= window.1 && finding.to >= window.0;
+            self.add(if inside { (finding.from, finding.to) } else { window }, reason, detail);
         }
     }
 

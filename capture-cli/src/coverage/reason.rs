@@ -83,6 +83,8 @@ reasons! {
     RowsLost = "rows_lost", "session rows were lost";
     /// Packets were counted but could not be kept.
     PacketsNotWritten = "packets_not_written", "packets were counted but not kept";
+    /// A segment with frames that the answer rests on is not what the ledger says it was.
+    PacketsChanged = "packets_changed", "recorded packets were changed";
     /// The accounts do not balance.
     Unaccounted = "unaccounted", "the accounts do not balance";
     /// The wall clock stepped.
@@ -114,6 +116,7 @@ impl Reason {
                 | Self::TableOverflow
                 | Self::RowsLost
                 | Self::PacketsNotWritten
+                | Self::PacketsChanged
                 | Self::Unaccounted
                 | Self::ClockStepped
                 | Self::CaptureCut

@@ -22,7 +22,12 @@ pub fn unfinished_before(stores: &[Store], question: &Question) -> anyhow::Resul
         from: Some(Nanos(from.0.saturating_sub(LOOK_BACK.0))),
         to: Some(Nanos(from.0.saturating_sub(1))),
     };
-    let question = Question { filter: question.filter.clone(), window: before, ..*question };
+    let question = Question {
+        filter: question.filter.clone(),
+        window: before,
+        which: question.which.clone(),
+        ..*question
+    };
     // What cannot be read was told when the window itself was asked for.
     let mut found = ask(stores, &question, &Order::TIME, None)?.found;
     found.retain(|found| !found.row.is_final && found.row.last_ts < from);

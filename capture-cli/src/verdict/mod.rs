@@ -10,11 +10,15 @@ mod unread;
 mod wait;
 mod words;
 
+use std::cell::OnceCell;
+use std::sync::Arc;
+
 use anyhow::Context as _;
 use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::Store;
 use capture_store::key::PublicKey;
 use capture_store::ledger::{self, Chain, FilesCheck, LedgerRead, SealedFile, Vouched};
+use capture_store::sessions::Which;
 
 pub use open::Presence;
 pub(crate) use show::possible_line;
@@ -162,7 +166,24 @@ impl Witness {
     }
 }
 
+impl Possible {
+    fn session(store: usize, row: &Row, presence: Presence, why: &'static str) -> Self {
+        let session = Session { store, row: row.clone(), presence };
+        Self::Session { session: Box::new(session), why }
+    }
+}
+
 impl Proof {
+    /// Whether a session of a store is in the answer, for certain or not.
+    fn names(&self, store: usize, uid: &str) -> bool {
+        let is = |session: &Session| session.store == store && &*session.row.uid == uid;
+        let possible = self.possible.iter().any(|possible| match possible {
+            Possible::Session { session, .. } => is(session),
+            Possible::Frame(_) | Possible::Frames { .. } => false,
+        });
+        possible || self.sessions.iter().any(is)
+    }
+
     /// The gaps that keep an answer of none from being certain, of all sensors, by time. What
     /// concerns packets alone is not among them.
     pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
@@ -233,30 +254,39 @@ fn witness(
     let at = AskedAt::of(store, now);
     // Before the sessions: rows that come meanwhile are more than the ledger promises, not less.
     // To the ledger's end, because what is written later tells about times before.
-    let (read, chain) = ledger::read_chained(store, key, window.0 - IDLE, Nanos::MAX)
+    let key = key.copied().or_else(|| store.identity().public_key());
+    let (read, chain) = ledger::read_chained(store, key.as_ref(), window.0 - IDLE, Nanos::MAX)
         .context("cannot read the ledger")?;
     let mut coverage = Coverage::of(&sensor, &read, closed, at);
     coverage.add_chain(&chain);
-    let newest = chain.head.as_ref().map(|head| &head.run);
-    let vouched = Vouched::of(&read.lines);
-    let files = ledger::check_sessions(store, &vouched, newest, window.0, window.1)
+    if key.is_none() {
+        let detail = "the store names no key, so nobody vouches for it; give --public-key";
+        coverage.add(window, Reason::ChainBroken, detail.to_owned());
+    }
+    // Sessions that are followed into the window and out of it lie in files of other times.
+    let followed = (window.0 - open::FOLLOWED, window.1 + open::FOLLOWED);
+    let mut vouched = Vouched::since(store, key.as_ref(), followed.0, window.0)
+        .context("cannot read the ledger")?;
+    read.lines.iter().for_each(|line| vouched.add_line(line));
+    let files = ledger::check_sessions(store, key.as_ref(), &vouched, followed.0, followed.1)
         .context("cannot check the files of the session log")?;
     let holds = |file: &&SealedFile| closed.overlaps(file.first_ts, file.last_ts);
     let sealed = vouched.present().filter(holds).cloned().collect();
     coverage.add_files(&files);
     let runs = open::Runs::of(&read.lines, open::alive(&read.lines, at));
 
-    let asked = query::Question {
+    let asked = |which| query::Question {
         filter: question.filter.clone(),
-        window: Window {
-            from: Some(window.0 - open::FOLLOWED),
-            to: Some(window.1 + open::FOLLOWED),
-        },
+        window: Window { from: Some(followed.0), to: Some(followed.1) },
         possible: true,
         doubting: true,
+        which,
     };
     let stores = std::slice::from_ref(store);
-    let answer = query::ask(stores, &asked, &Order::TIME, None)?;
+    let trusted = Arc::new(files.trusted.clone());
+    // Rows that nobody vouches for (yet) may add sessions to the answer, and hide none.
+    let vouched_for = query::ask(stores, &asked(Which::Trusted(trusted.clone())), &Order::TIME, None)?;
+    let others = query::ask(stores, &asked(Which::Others(trusted)), &Order::TIME, None)?;
     // A file that was there when it was checked may have been retired before it was read.
     for file in vouched.present().filter(holds) {
         if file.path.starts_with("sessions/") && !store.layout().root().join(&file.path).exists() {
@@ -264,25 +294,16 @@ fn witness(
             coverage.add(span, Reason::SessionsRetired, format!("{} while asked", file.path));
         }
     }
-    for damage in &answer.damage {
+    for damage in &vouched_for.damage {
         coverage.add(window, Reason::SessionsUnreadable, damage.clone());
     }
-    proof.notes.extend(answer.notes.iter().cloned());
-    let rows: Vec<&Row> = answer.found.iter().map(|found| &found.row).collect();
-    let mut judge = Judge { store, filter: &question.filter, at };
+    let said = [&vouched_for.notes, &others.notes, &others.damage].into_iter().flatten();
+    proof.notes.extend(said.cloned());
+    let rows: Vec<&Row> = vouched_for.found.iter().map(|found| &found.row).collect();
+    let mut judge = Judge::new(store, &question.filter, key, at, closed);
     let mut took = vec![false; rows.len()];
-    for (number, row) in rows.iter().enumerate() {
-        let presence = if closed.overlaps(row.ts, row.last_ts) {
-            Presence::Frames
-        } else if closed.overlaps(row.ts, open::open_until(row, &runs)) {
-            Presence::Open
-        } else {
-            continue;
-        };
-        if let Some(slot) = took.get_mut(number) {
-            *slot = true;
-        }
-        judge.take(place, row, presence, proof);
+    for (row, took) in rows.iter().zip(&mut took) {
+        *took = judge.weigh(place, row, &runs, proof);
     }
     for (later, earlier) in open::went_on(&rows, window) {
         let known = earlier.filter(|at| took.get(*at) == Some(&false));
@@ -296,12 +317,15 @@ fn witness(
             }
             (None, _) => {
                 if let Some(row) = rows.get(later) {
-                    let row = (*row).clone();
-                    let session = Session { store: place, row, presence: Presence::WentOn };
                     let why = "it goes on behind the window, and its begin was not seen";
-                    proof.possible.push(Possible::Session { session: Box::new(session), why });
+                    proof.possible.push(Possible::session(place, row, Presence::WentOn, why));
                 }
             }
+        }
+    }
+    for found in &others.found {
+        if !proof.names(place, &found.row.uid) {
+            judge.weigh(place, &found.row, &runs, proof);
         }
     }
 
@@ -314,6 +338,17 @@ fn witness(
         let span = unread_span(&read, window);
         let sensor = sensor.clone();
         proof.possible.push(Possible::Frames { sensor, count: unread.missing, span });
+    }
+    // Frames that rule themselves out must be what was recorded. Hashing their segments takes
+    // long, and is done only where the answer depends on it.
+    let is_open = coverage.gaps.iter().any(|gap| !gap.packets_only);
+    if !is_open && proof.sessions.is_empty() && proof.possible.is_empty() {
+        let from = window.0 - IDLE;
+        for problem in
+            unread::check_segments(store, key.as_ref(), &vouched, &unread.segments, from)?
+        {
+            coverage.add(unread_span(&read, window), Reason::PacketsChanged, problem);
+        }
     }
 
     let ask_again_at = wait::ask_again_at(&read, &coverage, window.1, now);
@@ -359,16 +394,48 @@ fn policies(read: &LedgerRead) -> Vec<String> {
 struct Judge<'a> {
     store: &'a Store,
     filter: &'a Expr,
+    key: Option<PublicKey>,
     at: AskedAt,
+    window: Window,
+    /// Times in which the sensor may have missed frames, once somebody has asked: around the
+    /// window, as far as sessions are followed.
+    missed: OnceCell<Vec<(Nanos, Nanos)>>,
 }
 
-impl Judge<'_> {
+impl<'a> Judge<'a> {
+    fn new(
+        store: &'a Store,
+        filter: &'a Expr,
+        key: Option<PublicKey>,
+        at: AskedAt,
+        window: Window,
+    ) -> Self {
+        Self { store, filter, key, at, window, missed: OnceCell::new() }
+    }
+
+    /// Takes a session into the answer if it was there in the window; says whether it was, for
+    /// certain.
+    fn weigh(&mut self, store: usize, row: &Row, runs: &open::Runs, proof: &mut Proof) -> bool {
+        let presence = if self.window.overlaps(row.ts, row.last_ts) {
+            Presence::Frames
+        } else if self.window.overlaps(row.ts, open::open_until(row, runs)) {
+            Presence::Open
+        } else {
+            if self.window.overlaps(row.ts, open::may_be_open_until(row)) {
+                let why = "it was open when the sensor lost sight of it";
+                proof.possible.push(Possible::session(store, row, Presence::Open, why));
+            }
+            return false;
+        };
+        self.take(store, row, presence, proof);
+        true
+    }
+
     fn take(&mut self, store: usize, row: &Row, presence: Presence, proof: &mut Proof) {
-        let session = || Session { store, row: row.clone(), presence };
         let direction = self.doubts_direction(row);
         let sure = self.filter.judge(row, Doubt { direction, goes_on: false, link: true });
         if sure == Truth::True {
-            proof.sessions.push(session());
+            proof.sessions.push(Session { store, row: row.clone(), presence });
             return;
         }
         let more = Doubt { direction, goes_on: true, link: true };
@@ -377,12 +444,12 @@ impl Judge<'_> {
                 && (row.may_go_on() || self.missed_some(row, (row.ts, row.last_ts))))
         {
             let why = why_uncertain(row, direction, sure);
-            proof.possible.push(Possible::Session { session: Box::new(session()), why });
+            proof.possible.push(Possible::session(store, row, presence, why));
         }
     }
 
     /// Whether the first frame seen of a session without a handshake may not have been its first:
-    /// then either end can have begun it. AskedAt only where that matters to the filter.
+    /// then either end can have begun it. Asked only where that matters to the filter.
     fn doubts_direction(&self, row: &Row) -> bool {
         let tcp = row.protocol == capture_flow::key::Protocol::TCP;
         if tcp || !row.direction_certain || row.is_fragments_only() {
@@ -395,13 +462,27 @@ impl Judge<'_> {
 
     /// Whether the session's sensor may have missed frames in a time, inside the window or not.
     fn missed_some(&self, row: &Row, (from, to): (Nanos, Nanos)) -> bool {
+        let around = (
+            self.window.start() - open::FOLLOWED - IDLE,
+            self.window.end() + open::FOLLOWED + IDLE,
+        );
+        let missed = self.missed.get_or_init(|| self.missed_between(&row.sensor, around));
+        let outside = from < around.0 || to > around.1;
+        let overlaps = |time: &(Nanos, Nanos)| time.0 <= to && time.1 >= from;
+        missed.iter().any(overlaps)
+            || (outside && self.missed_between(&row.sensor, (from, to)).iter().any(overlaps))
+    }
+
+    fn missed_between(&self, sensor: &str, (from, to): (Nanos, Nanos)) -> Vec<(Nanos, Nanos)> {
         let time = Window { from: Some(from), to: Some(to) };
-        match ledger::read(self.store, from, Nanos::MAX) {
-            Ok(read) => {
-                let coverage = Coverage::of(&row.sensor, &read, time, self.at);
-                coverage.gaps.iter().any(|gap| !gap.packets_only)
+        match ledger::read_chained(self.store, self.key.as_ref(), from, Nanos::MAX) {
+            Ok((read, chain)) => {
+                let mut coverage = Coverage::of(sensor, &read, time, self.at);
+                coverage.add_chain(&chain);
+                let counts = coverage.gaps.iter().filter(|gap| !gap.packets_only);
+                counts.map(|gap| (gap.from, gap.to)).collect()
             }
-            Err(_) => true,
+            Err(_) => vec![(from, to)],
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use capture_flow::config::Timeouts;
 use capture_flow::key::{Address, Protocol};
 use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::ledger::{LedgerLine, Note};
@@ -107,6 +108,15 @@ pub(super) fn open_until(row: &Row, runs: &Runs) -> Nanos {
         None
     };
     held.map_or(row.last_ts, |held| held.max(row.last_ts))
+}
+
+/// The last moment at which its ends may have taken a connection for open that the sensor lost sight
+/// of before its idle limit had passed: the table was full, the sensor stopped or was killed. Its own
+/// limit is not known any more, so it is taken to be the usual one.
+pub(super) fn may_be_open_until(row: &Row) -> Nanos {
+    let lost_sight = !row.is_final || matches!(&*row.end_reason, "evicted" | "shutdown");
+    let limit = Timeouts::default().tcp_inactivity;
+    if lost_sight && is_unclosed(row) { row.last_ts + limit } else { row.last_ts }
 }
 
 /// Whether it is a TCP connection that both ends may still have taken for open after its last

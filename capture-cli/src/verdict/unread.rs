@@ -7,17 +7,20 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use anyhow::Context as _;
 use capture_flow::decode::{Unread, UnreadReason, unread};
 use capture_flow::frame::{Frame, IfaceId, PcapPosition};
 use capture_flow::key::{Address, FlowHash, MacAddr};
 use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::Store;
+use capture_store::key::PublicKey;
 use capture_store::index::{SegmentRef, segments};
-use capture_store::ledger::LedgerLine;
+use capture_store::ledger::{FileProblem, LedgerLine, Vouched, check_files};
 use capture_store::pcap::SegmentReader;
 
 use crate::filter::{End, Expr, Net, Subject, Test, Truth};
 use crate::packets::scan_segment;
+use crate::progress::Bytes;
 
 /// A frame can be counted in the line after the one that its time falls into.
 const LATE: NanosDelta = NanosDelta::from_secs(1);
@@ -200,6 +203,9 @@ pub(super) struct UnreadFrames {
     pub(super) missing: u64,
     /// What could not be read.
     pub(super) damage: Vec<String>,
+    /// Segments of those that the answer rests on, by worker and sequence: were they others, they
+    /// could show less.
+    pub(super) segments: BTreeSet<(u16, u64)>,
 }
 
 /// Finds the unread frames of one store within a window, and says how many cannot be found.
@@ -294,9 +300,49 @@ pub(super) fn find(
             missing.saturating_add(hidden.saturating_sub(found))
         }
     };
+    let shown = frames.iter().filter(|frame| (begin..=end).contains(&frame.ts));
+    found.segments = shown.map(|frame| (frame.at.worker, frame.at.segment)).collect();
     frames.retain(|frame| from <= frame.ts && frame.ts <= to);
     found.frames = frames;
     Ok(found)
+}
+
+/// What is wrong with segments, by worker and sequence: those that are sealed must be what the
+/// ledger says. The packets of an open one can be changed, which TAMPER.md says.
+pub(super) fn check_segments(
+    store: &Store,
+    key: Option<&PublicKey>,
+    vouched: &Vouched,
+    segments: &BTreeSet<(u16, u64)>,
+    from: Nanos,
+) -> anyhow::Result<Vec<String>> {
+    let root = store.layout().root();
+    let sealed: Vec<String> = segments
+        .iter()
+        .map(|(worker, sequence)| {
+            let dir = store.layout().worker(*worker);
+            SegmentRef { worker: *worker, sequence: *sequence, dir }.pcap_path()
+        })
+        .filter(|path| path.with_extension("idx").exists())
+        .map(|path| path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned())
+        .collect();
+    let unknown = sealed.iter().map(String::as_str).filter(|path| vouched.get(path).is_none());
+    let late = Vouched::late(store, key, unknown, from).context("cannot read the ledger")?;
+    let (mut due, mut wrong) = (Vec::new(), Vec::new());
+    for path in &sealed {
+        match vouched.get(path).or_else(|| late.get(path)) {
+            Some(file) => due.push(file),
+            None => wrong.push(format!("{path}: {}", FileProblem::Unknown)),
+        }
+    }
+    let progress = Bytes::new("verifying segments", due.iter().map(|file| file.bytes).sum());
+    let outcomes = check_files(store, &due, |bytes| progress.advance(bytes));
+    progress.done();
+    for (file, outcome) in outcomes {
+        wrong.extend(outcome.err().map(|problem| format!("{}: {problem}", file.path)));
+    }
+    wrong.sort();
+    Ok(wrong)
 }
 
 /// Frames of a line that count to no session.

@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use capture_store::Store;
-use capture_store::ledger::{FileProblem, Head, SealedFile, Vouched, check_file, check_tail};
+use capture_store::ledger::{FileProblem, Head, SealedFile, Vouched, check_files, check_tail};
 
 use super::walk::Walk;
 use super::{Findings, Kind, OpenFile, Report};
@@ -59,22 +57,9 @@ impl Files {
         };
         let due: Vec<&SealedFile> = vouched.sealed().filter(is_there).filter(is_due).collect();
         let progress = Bytes::new("verifying files", due.iter().map(|file| file.bytes).sum());
-        let next = AtomicUsize::new(0);
-        let outcomes = Mutex::new(Vec::with_capacity(due.len()));
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        std::thread::scope(|scope| {
-            for _ in 0..threads.min(due.len()) {
-                scope.spawn(|| {
-                    while let Some(file) = due.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let outcome = check_file(store, file, |bytes| progress.advance(bytes));
-                        let mut all = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
-                        all.push((*file, outcome));
-                    }
-                });
-            }
-        });
+        let outcomes = check_files(store, &due, |bytes| progress.advance(bytes));
         progress.done();
-        for (file, outcome) in outcomes.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        for (file, outcome) in outcomes {
             match outcome {
                 Ok(()) => {
                     self.wrong.remove(&file.path);

@@ -1,6 +1,7 @@
 //! The program `stillwire` on small stores.
 
 mod coverage;
+mod forged;
 mod lost;
 mod packets;
 mod prove;

@@ -11,7 +11,7 @@ use capture_flow::record::{
 };
 use capture_flow::sink::Mark;
 use capture_flow::time::{Nanos, NanosDelta};
-use capture_store::ledger::{LedgerLine, LedgerWriter};
+use capture_store::ledger::{LedgerLine, LedgerWriter, Note, SealedFile};
 use capture_store::segment::{ActiveSegment, SealPolicy, SegmentSpec, prepare};
 use capture_store::sessions::{LogPolicy, SessionLog};
 use capture_store::{OwnedStore, Provenance, RunId};
@@ -34,6 +34,8 @@ pub(crate) struct Sensor {
     log: SessionLog,
     ledger: LedgerWriter,
     segments: BTreeMap<u16, ActiveSegment>,
+    /// What the next line has to say.
+    notes: Vec<Note>,
     link: LinkType,
     uids: u128,
 }
@@ -47,6 +49,7 @@ impl Sensor {
             log: SessionLog::new(&store, &run, LogPolicy::default()),
             ledger: LedgerWriter::open(&store).expect("a ledger"),
             segments: BTreeMap::new(),
+            notes: Vec::new(),
             provenance: Provenance { run: Some(run.tag()), vlan_in_key: Some(false) },
             link: LinkType::ETHERNET,
             uids: name.bytes().map(u128::from).sum::<u128>() << 64,
@@ -141,18 +144,21 @@ impl Sensor {
         self.log.commit().expect("committed");
     }
 
-    /// Seals the session log into Parquet.
+    /// Seals the session log into Parquet; the next line says so.
     pub(crate) fn seal_sessions(&mut self) {
         let (_, pending) = self.log.close().expect("closed");
         for seal in pending {
-            seal.seal().expect("sealed");
+            let sealed = seal.seal().expect("sealed");
+            self.notes.extend(sealed.map(|sealed| Note::Sealed(sealed.file)));
         }
     }
 
+    /// Seals what segments are open; the next line says so.
     pub(crate) fn seal_segments(&mut self) {
         for (_, segment) in std::mem::take(&mut self.segments) {
-            let policy = SealPolicy { sync: false, hash: false };
-            segment.finish().seal(&policy).expect("sealed");
+            let policy = SealPolicy { sync: false, hash: true };
+            let sealed = segment.finish().seal(&policy).expect("sealed").expect("frames in it");
+            self.notes.extend(SealedFile::of_segment(&sealed).map(Note::Sealed));
         }
     }
 
@@ -168,6 +174,9 @@ impl Sensor {
         let (from, to) = (at(from * 1000), at(to * 1000));
         let mut line = LedgerLine::new(&name, &self.run, interval, from, to);
         line.complete_through = Some(to);
+        self.commit();
+        line.tails = self.log.tails();
+        line.notes.append(&mut self.notes);
         edit(&mut line);
         self.ledger.append(&mut line).expect("a ledger line");
     }

@@ -25,7 +25,8 @@ pub use owed::owed;
 pub(crate) use reader::sealed_note;
 pub use reader::{Damage, LedgerRead, day_files, for_each_line, has_line, read, read_chained};
 pub use vouched::{
-    FileFinding, FileProblem, FilesCheck, Vouched, check_file, check_sessions, check_tail,
+    FileFinding, FileProblem, FilesCheck, Vouched, check_file, check_files, check_sessions,
+    check_tail,
 };
 pub use writer::{LedgerError, LedgerWriter};
 

@@ -126,6 +126,14 @@ pub fn day_files(store: &Store) -> io::Result<Vec<PathBuf>> {
     Ok(names.iter().filter(|name| name.ends_with(".ndjson")).map(|name| dir.join(name)).collect())
 }
 
+/// Those of them that can hold lines of a window.
+///
+/// # Errors
+/// The directory cannot be read.
+pub(super) fn day_files_of(store: &Store, from: Nanos, to: Nanos) -> io::Result<Vec<PathBuf>> {
+    Ok(Days::of(store, from, to)?.within)
+}
+
 /// What the ledger said when a file (by its path within the store) was sealed: the last word,
 /// where there are several. Reads every line there is: for what hardly ever happens.
 pub(crate) fn sealed_note(store: &Store, path: &str) -> io::Result<Option<SealedFile>> {
@@ -195,28 +203,96 @@ fn read_day(
     mut fold: Option<&mut ChainFold>,
 ) -> io::Result<()> {
     let mut place = Place { path: path.into(), line: 0 };
-    for_each_line(path, |number, text, whole| {
-        place.line = number;
-        match serde_json::from_slice::<LedgerLine>(text) {
-            Ok(line) => {
-                if let Some(fold) = &mut fold {
-                    fold.line(&place, text, blake3::hash(text), &line);
+    let mut batch = Batch::default();
+    let mut take = |batch: &mut Batch| {
+        for (number, parsed) in batch.parse().into_iter().enumerate() {
+            let Some((text, whole)) = batch.line(number) else { break };
+            place.line += 1;
+            match parsed {
+                Ok((line, hash)) => {
+                    if let Some(fold) = &mut fold {
+                        fold.line(&place, text, hash, &line);
+                    }
+                    if line.overlaps(from, to) {
+                        read.lines.push(line);
+                    }
                 }
-                if line.overlaps(from, to) {
-                    read.lines.push(line);
+                Err(error) => {
+                    if let Some(fold) = &mut fold {
+                        fold.damaged(&place, text);
+                    }
+                    read.damage.push(Damage {
+                        path: path.to_owned(),
+                        line: place.line,
+                        why: error.to_string(),
+                        torn_end: !whole,
+                    });
                 }
-            }
-            Err(error) => {
-                if let Some(fold) = &mut fold {
-                    fold.damaged(&place, text);
-                }
-                read.damage.push(Damage {
-                    path: path.to_owned(),
-                    line: number,
-                    why: error.to_string(),
-                    torn_end: !whole,
-                });
             }
         }
-    })
+        batch.clear();
+    };
+    for_each_line(path, |_, text, whole| {
+        batch.add(text, whole);
+        if batch.text.len() >= BATCH_BYTES {
+            take(&mut batch);
+        }
+    })?;
+    take(&mut batch);
+    Ok(())
 }
+
+/// Lines that are parsed together: enough for every core to have something to do, and little memory.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// Some lines of a file, all cores at their parsing.
+#[derive(Default)]
+struct Batch {
+    text: Vec<u8>,
+    /// Where each line ends, and whether it has its own end in the file.
+    ends: Vec<(usize, bool)>,
+}
+
+impl Batch {
+    fn add(&mut self, text: &[u8], whole: bool) {
+        self.text.extend_from_slice(text);
+        self.ends.push((self.text.len(), whole));
+    }
+
+    fn clear(&mut self) {
+        self.text.clear();
+        self.ends.clear();
+    }
+
+    fn line(&self, number: usize) -> Option<(&[u8], bool)> {
+        let (end, whole) = *self.ends.get(number)?;
+        let begin = number.checked_sub(1).and_then(|before| self.ends.get(before));
+        Some((self.text.get(begin.map_or(0, |(end, _)| *end)..end)?, whole))
+    }
+
+    /// Every line in order, with its hash.
+    fn parse(&self) -> Vec<serde_json::Result<(LedgerLine, blake3::Hash)>> {
+        let parse = |number: usize| {
+            let text = self.line(number).map_or(&[][..], |(text, _)| text);
+            Ok((serde_json::from_slice::<LedgerLine>(text)?, blake3::hash(text)))
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let each = self.ends.len().div_ceil(threads).max(LEAST_LINES);
+        let mut begins = (0..self.ends.len()).step_by(each);
+        let part = |begin: usize| (begin..self.ends.len().min(begin + each)).map(parse);
+        let first = begins.next();
+        std::thread::scope(|scope| {
+            let others: Vec<_> =
+                begins.map(|begin| scope.spawn(move || part(begin).collect::<Vec<_>>())).collect();
+            let mut parsed: Vec<_> = first.into_iter().flat_map(part).collect();
+            for other in others {
+                // Nothing in it panics; if it did, so would whoever asked.
+                parsed.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            }
+            parsed
+        })
+    }
+}
+
+/// Fewer lines are not worth a thread.
+const LEAST_LINES: usize = 256;

@@ -8,14 +8,20 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use capture_flow::time::Nanos;
+use memchr::memmem::Finder;
 
-use crate::sessions::{extent, sealed_names};
-use crate::store::{RunId, Store};
+use crate::key::{Domain, PublicKey};
+use crate::sessions::{Trusted, extent, sealed_names};
+use crate::signed::{self, Signature};
+use crate::store::Store;
 
 use super::line::{Note, OpenTail, SealedFile};
-use super::reader::{day_files, for_each_line};
+use super::owed::owed;
+use super::reader::{day_files_of, for_each_line};
 
 /// What is read of a file at once.
 const CHUNK: usize = 1 << 20;
@@ -82,10 +88,12 @@ pub struct FilesCheck {
     pub files: u64,
     /// Bytes in them.
     pub bytes: u64,
-    /// Files that the running sensor sealed just now: their line is still to come.
+    /// Those among them that the sensor sealed just now, or at another time than their sessions'.
     pub pending: u64,
     /// What is wrong with the others.
     pub findings: Vec<FileFinding>,
+    /// What may be trusted: the files that are as they should be.
+    pub trusted: Trusted,
 }
 
 /// The files that the ledger vouches for.
@@ -108,6 +116,65 @@ impl Vouched {
         let mut vouched = Self::default();
         lines.into_iter().for_each(|line| vouched.add_line(line));
         vouched
+    }
+
+    /// What the lines of the day files of a time say about files, whose signatures alone are
+    /// looked at: for lines whose chain is not. Only those with such notes are parsed.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn since(
+        store: &Store,
+        key: Option<&PublicKey>,
+        from: Nanos,
+        to: Nanos,
+    ) -> io::Result<Self> {
+        let notes = Finder::new(br#""notes":["#);
+        let mut vouched = Self::default();
+        for path in day_files_of(store, from, to)? {
+            for_each_line(&path, |_, text, _| {
+                let is_signed = || {
+                    key.is_none_or(|key| {
+                        signed::verify(key, Domain::LedgerLine, text) == Signature::Valid
+                    })
+                };
+                if notes.find(text).is_some()
+                    && is_signed()
+                    && let Ok(line) = serde_json::from_slice::<super::LedgerLine>(text)
+                {
+                    vouched.add(&line.notes);
+                }
+            })?;
+        }
+        Ok(vouched)
+    }
+
+    /// What is said about files that the lines at hand do not know. Most were sealed just now: then
+    /// their note is still owed to the ledger, or in a line of the time from `from` on. Only for
+    /// others is all of the ledger read.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn late<'a>(
+        store: &Store,
+        key: Option<&PublicKey>,
+        unknown: impl IntoIterator<Item = &'a str>,
+        from: Nanos,
+    ) -> io::Result<Self> {
+        let mut unknown = unknown.into_iter().peekable();
+        if unknown.peek().is_none() {
+            return Ok(Self::default());
+        }
+        // Before the lines: a note goes from there to here.
+        let notes = key.map_or(Ok(Vec::new()), |key| owed(store, key))?;
+        let notes: Vec<Note> = notes.into_iter().flatten().collect();
+        let mut late = Self::since(store, key, from, Nanos::MAX)?;
+        late.add(&notes);
+        if unknown.any(|path| late.get(path).is_none()) {
+            late = Self::since(store, key, Nanos::MIN, Nanos::MAX)?;
+            late.add(&notes);
+        }
+        Ok(late)
     }
 
     /// Adds what a line says.
@@ -217,7 +284,7 @@ impl Vouched {
 pub fn check_file(
     store: &Store,
     file: &SealedFile,
-    progress: impl FnMut(u64),
+    progress: impl Fn(u64),
 ) -> Result<(), FileProblem> {
     let (opened, found) = open(store.layout().root(), &file.path)?;
     if found != file.bytes {
@@ -262,7 +329,7 @@ fn open(root: &Path, path: &str) -> Result<(File, u64), FileProblem> {
 fn check_content(
     mut opened: impl Read,
     expected: &str,
-    mut progress: impl FnMut(u64),
+    progress: impl Fn(u64),
 ) -> Result<(), FileProblem> {
     let mut hasher = blake3::Hasher::new();
     let mut chunk = vec![0; CHUNK];
@@ -285,79 +352,106 @@ fn check_content(
     }
 }
 
-/// Checks the sealed files of the session log that can hold sessions of a window: every one that
-/// the ledger names with such sessions is there and unchanged, and every one that is there with
-/// such sessions is named by the ledger.
+/// Compares files with what the ledger says about them, all cores at it; `progress` is told about
+/// every piece read.
+pub fn check_files<'a>(
+    store: &Store,
+    files: &[&'a SealedFile],
+    progress: impl Fn(u64) + Sync,
+) -> Vec<(&'a SealedFile, Result<(), FileProblem>)> {
+    let next = AtomicUsize::new(0);
+    let outcomes = Mutex::new(Vec::with_capacity(files.len()));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(files.len()) {
+            scope.spawn(|| {
+                while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let outcome = check_file(store, file, &progress);
+                    let mut all = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.push((*file, outcome));
+                }
+            });
+        }
+    });
+    outcomes.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Checks the files of the session log that can hold sessions of a time: every sealed one that the
+/// ledger names with such sessions is there and unchanged, every one that is there with such
+/// sessions is named by the ledger, and the open tails are what the newest line says. What is all
+/// that may be trusted ([`FilesCheck::trusted`]); whoever takes rows from elsewhere, too, must not
+/// let them hide any of these.
 ///
-/// `vouched` is made of the lines from the window's begin to the ledger's end; what is missing in
-/// them is looked for in the rest of the ledger. `run` is the run of the chain's head: while its
-/// sensor writes, a file of that run may be sealed and its line still to come.
+/// `vouched` is made of the lines of that time and all behind it ([`Vouched::since`] adds those of
+/// older files). A file that no line names may have been sealed just now: then the sensor has
+/// signed that it owes the ledger the note.
 ///
 /// # Errors
 /// A directory or the ledger cannot be read. What is wrong with files is part of the answer.
 pub fn check_sessions(
     store: &Store,
+    key: Option<&PublicKey>,
     vouched: &Vouched,
-    run: Option<&RunId>,
     from: Nanos,
     to: Nanos,
 ) -> io::Result<FilesCheck> {
-    let overlaps = |first: Nanos, last: Nanos| first <= to && last >= from;
+    let overlaps = |file: &&SealedFile| file.first_ts <= to && file.last_ts >= from;
+    let of_log = |file: &&SealedFile| file.path.ends_with(".parquet");
     let mut check = FilesCheck::default();
-    let named = vouched
-        .present()
-        .filter(|file| file.path.ends_with(".parquet") && overlaps(file.first_ts, file.last_ts));
-    for file in named {
-        let outcome = match check_file(store, file, |_| {}) {
+    // The directories before the notes that are owed and those before the ledger: a sensor that
+    // seals meanwhile goes the other way.
+    let there = sealed_names(store.layout())?;
+    let within = |path: &Path| {
+        let path = path.strip_prefix(store.layout().root()).unwrap_or(path);
+        path.to_string_lossy().into_owned()
+    };
+    let unknown: Vec<_> = there
+        .values()
+        .map(|path| (within(path), path))
+        .filter(|(path, _)| vouched.get(path).is_none())
+        .collect();
+    let late = Vouched::late(store, key, unknown.iter().map(|(path, _)| path.as_str()), from)?;
+    let named = vouched.present().filter(of_log).filter(overlaps);
+    let found = unknown.iter().filter_map(|(path, _)| late.get(path)).filter(overlaps);
+    let named: Vec<&SealedFile> = named.chain(found).collect();
+    for (file, outcome) in check_files(store, &named, |_| {}) {
+        let outcome = match outcome {
             Ok(()) if vouched.is_altered(&file.path) => Err(FileProblem::Altered),
             outcome => outcome,
         };
+        if outcome.is_ok() && vouched.get(&file.path).is_none() {
+            check.pending += 1;
+        }
         check.take(file, outcome);
     }
+    for (path, full) in unknown.into_iter().filter(|(path, _)| late.get(path).is_none()) {
+        // What cannot be read cannot answer either, but somebody put it there.
+        let (_, first, last) = extent(full).unwrap_or((0, Nanos::MIN, Nanos::MAX));
+        if first <= to && last >= from {
+            let problem = FileProblem::Unknown;
+            check.findings.push(FileFinding { path, problem, from: first, to: last });
+        }
+    }
     for tail in vouched.tails() {
-        let Err(problem) = check_tail(store.layout().root(), tail) else { continue };
-        // Sealed since, and the line that says so may still be to come.
+        let problem = match check_tail(store.layout().root(), tail) {
+            Ok(()) => {
+                check.trusted.tails.insert(tail.path.clone(), tail.bytes);
+                continue;
+            }
+            Err(problem) => problem,
+        };
+        // Sealed since, and somebody vouches for what it became.
         let stem = Path::new(&tail.path).file_stem().unwrap_or_default().to_string_lossy();
-        if problem == FileProblem::Missing && sealed_names(store.layout())?.contains_key(&*stem) {
+        let sealed = there.get(&*stem).map(|path| within(path));
+        let is_known = |path: &String| vouched.get(path).is_some() || late.get(path).is_some();
+        if problem == FileProblem::Missing && sealed.as_ref().is_some_and(is_known) {
             continue;
         }
         // Nobody knows which sessions were in it.
         let (path, from, to) = (tail.path.clone(), Nanos::MIN, Nanos::MAX);
         check.findings.push(FileFinding { path, problem, from, to });
     }
-    // The directories last: a file that is sealed meanwhile is named by no line that was read.
-    let mut unknown = Vec::new();
-    for path in sealed_names(store.layout())?.into_values() {
-        let relative = path.strip_prefix(store.layout().root()).unwrap_or(&path);
-        let relative = relative.to_string_lossy().into_owned();
-        if vouched.get(&relative).is_some() {
-            continue;
-        }
-        // What cannot be read cannot answer either, but somebody put it there.
-        let (_, first, last) = extent(&path).unwrap_or((0, Nanos::MIN, Nanos::MAX));
-        if overlaps(first, last) {
-            unknown.push((relative, first, last));
-        }
-    }
-    if unknown.is_empty() {
-        return Ok(check);
-    }
-    let live = run.filter(|_| store.is_being_written().unwrap_or(false));
-    let live = live.map(|run| format!("{run}-"));
-    let all = all_vouched(store)?;
-    for (path, first, last) in unknown {
-        let name = path.rsplit('/').next().unwrap_or_default();
-        match all.get(&path) {
-            Some(file) => check.take(file, check_file(store, file, |_| {})),
-            None if live.as_ref().is_some_and(|live| name.starts_with(live)) => check.pending += 1,
-            None => check.findings.push(FileFinding {
-                path,
-                problem: FileProblem::Unknown,
-                from: first,
-                to: last,
-            }),
-        }
-    }
+    check.findings.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(check)
 }
 
@@ -367,6 +461,7 @@ impl FilesCheck {
             Ok(()) => {
                 self.files += 1;
                 self.bytes = self.bytes.saturating_add(file.bytes);
+                self.trusted.sealed.insert(file.path.clone());
             }
             Err(problem) => self.findings.push(FileFinding {
                 path: file.path.clone(),
@@ -376,25 +471,6 @@ impl FilesCheck {
             }),
         }
     }
-}
-
-/// Every file that any line names. Only lines that say so are parsed.
-fn all_vouched(store: &Store) -> io::Result<Vouched> {
-    let mut vouched = Vouched::default();
-    for path in day_files(store)? {
-        for_each_line(&path, |_, text, _| {
-            if holds(text, b"\"note\":\"sealed\"")
-                && let Ok(line) = serde_json::from_slice::<super::LedgerLine>(text)
-            {
-                vouched.add(&line.notes);
-            }
-        })?;
-    }
-    Ok(vouched)
-}
-
-fn holds(text: &[u8], what: &[u8]) -> bool {
-    text.windows(what.len()).any(|part| part == what)
 }
 
 /// Whether a path within the store is one where sealed files lie: nothing else is opened because

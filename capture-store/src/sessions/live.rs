@@ -95,7 +95,7 @@ pub(super) struct LiveContent {
 }
 
 /// Reads every whole batch.
-pub(super) fn read(file: &mut File) -> io::Result<LiveContent> {
+pub(super) fn read(mut file: impl Read) -> io::Result<LiveContent> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     Ok(decode(&bytes))

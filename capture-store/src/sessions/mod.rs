@@ -16,7 +16,7 @@ mod seal;
 
 pub use log::{CommitError, LogError, LogPolicy, SessionLog};
 pub use row::{RowNames, SessionRow, proto_name};
-pub use scan::{Scan, ScanError, ScanReport, TornTail, scan};
+pub use scan::{Scan, ScanError, ScanReport, TornTail, Trusted, Which, scan};
 pub use schema::{column_names, schema};
 pub use seal::{PendingSeal, SealSessionsError, SealedSessions};
 

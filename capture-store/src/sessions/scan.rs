@@ -1,18 +1,21 @@
 //! Reads the session log: sealed files and open tails, as little of them as the question needs.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{AsArray, BooleanArray, RecordBatch, StringArray};
+use arrow::array::{Array, AsArray, BooleanArray, RecordBatch, StringArray};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::{Schema, TimestampNanosecondType};
+use arrow::datatypes::{Int32Type, Schema, TimestampNanosecondType};
 use arrow::error::ArrowError;
 use capture_flow::time::Nanos;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{
+    ArrowPredicate, ArrowPredicateFn, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowFilter,
+};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::statistics::Statistics;
@@ -28,20 +31,68 @@ use super::seal::{SENSOR, SENSOR_KEY};
 /// Rows of a batch handed to the visitor.
 const BATCH_ROWS: usize = 8192;
 
+/// What somebody vouches for of a session log, by paths within the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trusted {
+    /// Sealed files.
+    pub sealed: BTreeSet<String>,
+    /// Open tails, each with the bytes that are vouched for.
+    pub tails: BTreeMap<String, u64>,
+}
+
+/// Which files to read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Which {
+    /// All there are.
+    #[default]
+    All,
+    /// Those that somebody vouches for, no further than that.
+    Trusted(Arc<Trusted>),
+    /// The other sealed files, and all of the open tails.
+    Others(Arc<Trusted>),
+}
+
+impl Which {
+    fn takes_sealed(&self, path: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Trusted(trusted) => trusted.sealed.contains(path),
+            Self::Others(trusted) => !trusted.sealed.contains(path),
+        }
+    }
+
+    /// How many bytes of an open tail to read; `None` to leave it out. `sealed` is the file that
+    /// was made of it, where there is one.
+    fn bytes_of_tail(&self, path: &str, sealed: Option<&str>) -> Option<u64> {
+        match self {
+            Self::All => sealed.is_none().then_some(u64::MAX),
+            Self::Trusted(trusted) => {
+                let is_sealed = sealed.is_some_and(|sealed| trusted.sealed.contains(sealed));
+                trusted.tails.get(path).copied().filter(|_| !is_sealed)
+            }
+            Self::Others(_) => Some(u64::MAX),
+        }
+    }
+}
+
 /// What to read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
+    /// Which files.
+    pub which: Which,
     /// Only rows of sessions with a moment in this window (both ends included).
     pub window: Option<(Nanos, Nanos)>,
     /// Only these columns, in the order of the schema; all where it is `None`.
     pub columns: Option<Vec<String>>,
-    /// Addresses as the columns have them: row groups in which none of them is an end of a
-    /// session may be skipped. Other rows may still come; the caller's filter decides. Empty for
+    /// Addresses as the columns have them: rows and row groups in which none of them is an end of a
+    /// session may be skipped. Others may still come; the caller's filter decides. Empty for
     /// no such restriction.
     pub hosts: Vec<String>,
-    /// Values of the column `proto` whose rows are wanted whatever their ends: a row group that may
-    /// hold one is not skipped for its hosts.
-    pub whatever_host: Vec<String>,
+    /// Ranges of ports: rows with none of them at either end may be skipped, unless they show no ports
+    /// at all, or ports that are not certain (`fragment_overlap`). Empty for no such restriction.
+    pub ports: Vec<(u16, u16)>,
+    /// Values of the column `proto` whose rows are wanted whatever their ends.
+    pub whatever_ends: Vec<String>,
     /// Session identities: row groups without any of them may be skipped, likewise.
     pub uids: Vec<String>,
 }
@@ -106,8 +157,10 @@ pub fn scan(
             Err(error) => report.damaged.push((live_dir.join(&name), error.to_string())),
         }
     }
+    let root = store.layout().root();
+    let within = |path: &Path| path.strip_prefix(root).unwrap_or(path).to_string_lossy().into_owned();
     let sealed = super::seal::sealed_names(store.layout())?;
-    for path in sealed.values() {
+    for path in sealed.values().filter(|path| what.which.takes_sealed(&within(path))) {
         report.files += 1;
         match read_sealed(path, &plan, &mut report, &mut visit) {
             Ok(ControlFlow::Continue(())) => {}
@@ -115,12 +168,13 @@ pub fn scan(
             Err(why) => report.damaged.push((path.clone(), why)),
         }
     }
-    for (stem, path, mut file) in tails {
-        if sealed.contains_key(&stem) {
+    for (stem, path, file) in tails {
+        let made = sealed.get(&stem).map(|path| within(path));
+        let Some(bytes) = what.which.bytes_of_tail(&within(&path), made.as_deref()) else {
             continue;
-        }
+        };
         report.files += 1;
-        let content = match live::read(&mut file) {
+        let content = match live::read(file.take(bytes)) {
             Ok(content) => content,
             Err(error) => {
                 report.damaged.push((path, error.to_string()));
@@ -236,7 +290,7 @@ impl<'a> Plan<'a> {
         builder: &ParquetRecordBatchReaderBuilder<File>,
         group: usize,
     ) -> Result<bool, ParquetError> {
-        let Scan { hosts, whatever_host, uids, .. } = self.what;
+        let Scan { hosts, whatever_ends, uids, .. } = self.what;
         let may_hold =
             |columns: &[&str], values: &[String]| may_hold(builder, group, columns, values);
         if !uids.is_empty() && !may_hold(&["uid"], uids)? {
@@ -244,7 +298,86 @@ impl<'a> Plan<'a> {
         }
         Ok(hosts.is_empty()
             || may_hold(&["orig_h", "resp_h"], hosts)?
-            || may_hold(&["proto"], whatever_host)?)
+            || may_hold(&["proto"], whatever_ends)?)
+    }
+
+    /// What decides about rows before all their columns are read: the cheaper columns first.
+    fn row_filter(&self, builder: &ParquetRecordBatchReaderBuilder<File>) -> RowFilter {
+        let Scan { window, hosts, ports, whatever_ends, .. } = self.what;
+        let mut predicates: Vec<Box<dyn ArrowPredicate>> = Vec::new();
+        let mut add = |columns: &[&str], wanted: Box<dyn Fn(&RecordBatch) -> BooleanArray + Send>| {
+            let there = columns.iter().filter_map(|name| builder.schema().index_of(name).ok());
+            let mask = ProjectionMask::roots(builder.parquet_schema(), there);
+            predicates.push(Box::new(ArrowPredicateFn::new(mask, move |batch| Ok(wanted(&batch)))));
+        };
+        if let Some(window) = *window {
+            add(&["ts", "last_ts"], Box::new(move |batch| within(batch, window)));
+        }
+        if !ports.is_empty() {
+            let (ports, protos) = (ports.clone(), whatever_ends.clone());
+            let columns = ["orig_p", "resp_p", "proto", "fragment_overlap"];
+            add(&columns, Box::new(move |batch| has_ports(batch, &ports, &protos)));
+        }
+        if !hosts.is_empty() {
+            let (hosts, protos) = (hosts.clone(), whatever_ends.clone());
+            add(
+                &["orig_h", "resp_h", "proto"],
+                Box::new(move |batch| {
+                    let is_host = has_text(batch, &["orig_h", "resp_h"], &hosts);
+                    let is_proto = has_text(batch, &["proto"], &protos);
+                    (0..batch.num_rows()).map(|row| Some(is_host(row) || is_proto(row))).collect()
+                }),
+            );
+        }
+        RowFilter::new(predicates)
+    }
+}
+
+/// The rows that have a moment in a window. A file without such columns is found out where its rows
+/// are handed over.
+fn within(batch: &RecordBatch, (from, to): (Nanos, Nanos)) -> BooleanArray {
+    let time = |name: &str| batch.column_by_name(name)?.as_primitive_opt::<TimestampNanosecondType>();
+    let (Some(ts), Some(last_ts)) = (time("ts"), time("last_ts")) else {
+        return vec![true; batch.num_rows()].into();
+    };
+    let both = ts.values().iter().zip(last_ts.values());
+    both.map(|(ts, last_ts)| Some(*ts <= to.0 && *last_ts >= from.0)).collect()
+}
+
+/// The rows that have a port in one of these ranges, or may have one. See [`Scan::ports`].
+fn has_ports(batch: &RecordBatch, ranges: &[(u16, u16)], protos: &[String]) -> BooleanArray {
+    let port = |name: &str| batch.column_by_name(name)?.as_primitive_opt::<Int32Type>();
+    let (Some(orig), Some(resp)) = (port("orig_p"), port("resp_p")) else {
+        return vec![true; batch.num_rows()].into();
+    };
+    let overlap = batch.column_by_name("fragment_overlap").and_then(|column| column.as_boolean_opt());
+    let is_proto = has_text(batch, &["proto"], protos);
+    let wanted = |port: i32| {
+        ranges.iter().any(|(first, last)| (i32::from(*first)..=i32::from(*last)).contains(&port))
+    };
+    let both = orig.values().iter().zip(resp.values());
+    both.enumerate()
+        .map(|(row, (orig, resp))| {
+            let certain = (*orig, *resp) != (0, 0)
+                && overlap.is_none_or(|overlap| overlap.is_valid(row) && !overlap.value(row));
+            Some(wanted(*orig) || wanted(*resp) || !certain || is_proto(row))
+        })
+        .collect()
+}
+
+/// Whether a row has one of these values in one of these columns of text.
+fn has_text<'a>(
+    batch: &'a RecordBatch,
+    columns: &[&str],
+    values: &'a [String],
+) -> impl Fn(usize) -> bool + 'a {
+    let text = |name: &&str| batch.column_by_name(name)?.as_string_opt::<i32>();
+    let columns: Vec<&StringArray> = columns.iter().filter_map(text).collect();
+    move |row| {
+        columns.iter().any(|column| {
+            let found = column.value(row);
+            values.iter().any(|value| value == found)
+        })
     }
 }
 
@@ -311,7 +444,9 @@ fn read_sealed(
         let places: Result<Vec<usize>, ArrowError> =
             roots.filter(there).map(|name| place_of(builder.schema(), name)).collect();
         let mask = ProjectionMask::roots(builder.parquet_schema(), places?);
-        builder.with_row_groups(groups).with_projection(mask).with_batch_size(BATCH_ROWS).build()
+        let filter = plan.row_filter(&builder);
+        let builder = builder.with_row_groups(groups).with_projection(mask).with_row_filter(filter);
+        builder.with_batch_size(BATCH_ROWS).build()
     });
     let mut reader = opened?;
     loop {

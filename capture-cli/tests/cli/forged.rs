@@ -1,0 +1,258 @@
+//! `stillwire prove` on a store that somebody without its key has changed: he can make an answer
+//! uncertain, and never have a session denied.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use capture_flow::key::FlowHash;
+use capture_flow::record::{ConnState, History, RowReason, SessionRecord};
+use capture_store::ledger::{Interface, Link, Note, Queue, Worker, Xdp};
+
+use crate::support::{Sensor, at, errors, tcp};
+
+const SSH: &str = "resp host 192.0.2.7 and tcp port 22";
+
+struct Lab {
+    _dir: tempfile::TempDir,
+    sensor: Sensor,
+}
+
+impl Lab {
+    /// Stores of one name give their sessions the same identities.
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let sensor = Sensor::new(&dir.path().join("store"), "s1");
+        Self { _dir: dir, sensor }
+    }
+
+    /// So many minutes of lines, one a minute, from 06:00:00 on, to a clean stop.
+    fn minutes(&mut self, first: u64, count: u64, stop: bool) {
+        for minute in first..first + count {
+            let from = 60 * minute as i64;
+            self.sensor.line(minute, from, from + 60, |line| {
+                let xdp = Xdp { seen: 10, steered: 10, ..Xdp::default() };
+                let queue = Queue { worker: Some(0), xdp, received: 10, ..Queue::default() };
+                line.interfaces.push(Interface {
+                    name: "eth0".into(),
+                    link: Link { up: true, ..Link::default() },
+                    queues: vec![queue],
+                    ..Interface::default()
+                });
+                line.workers.push(Worker {
+                    received: 10,
+                    decoded: 10,
+                    written: 10,
+                    ..Worker::default()
+                });
+                if stop && minute == first + count - 1 {
+                    line.notes.push(Note::CleanStop);
+                }
+            });
+        }
+    }
+
+    /// Asks about two minutes of 06:00.
+    fn ask(&self, from: u32, to: u32) -> (Option<i32>, String) {
+        let from = format!("2007-02-02 06:{from:02}:00");
+        let to = format!("2007-02-02 06:{to:02}:00");
+        let output = self.sensor.ask(&["prove", SSH, "--from", &from, "--to", &to]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &errors(&output);
+        (output.status.code(), text)
+    }
+
+    #[track_caller]
+    fn must(&self, code: i32, what: &str) {
+        let (got, text) = self.ask(20, 30);
+        assert_eq!(got, Some(code), "{what}: {text}");
+    }
+
+    fn files(&self, ending: &str) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        find(&self.sensor.path, ending, &mut found);
+        found.sort();
+        found
+    }
+}
+
+fn find(dir: &Path, ending: &str, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            find(&path, ending, found);
+        } else if path.extension().is_some_and(|is| is == ending) {
+            found.push(path);
+        }
+    }
+}
+
+fn minute(minutes: i64) -> capture_flow::time::Nanos {
+    at(minutes * 60_000)
+}
+
+/// A connection that is not over.
+fn open(resp: &str) -> SessionRecord {
+    let mut history = History::default();
+    b"ShADad".iter().for_each(|letter| history.push(*letter));
+    SessionRecord {
+        conn_state: ConnState::S1,
+        history,
+        reason: RowReason::Interim,
+        flushed_at: minute(11),
+        ..tcp(resp, 22)
+    }
+}
+
+/// A store whose one session is another one under the first one's identity, and newer.
+fn decoy() -> Lab {
+    let mut lab = Lab::new();
+    let record = SessionRecord { update: 9, ..open("192.0.2.99") };
+    lab.sensor.session(record, &[(0, minute(9)), (0, minute(25))]);
+    lab.sensor.commit();
+    lab
+}
+
+#[test]
+fn rows_that_nobody_vouches_for_hide_none() {
+    let mut lab = Lab::new();
+    lab.sensor.session(open("192.0.2.7"), &[(0, minute(9)), (0, minute(10))]);
+    lab.minutes(0, 60, true);
+    lab.must(3, "untouched");
+    let tail = lab.files("arrows").remove(0);
+    let honest = fs::read(&tail).expect("the tail");
+    let mut decoy = decoy();
+    let forged = fs::read(decoy.files("arrows").remove(0)).expect("a tail");
+
+    let beside = tail.with_file_name("20070202T060000Z-0badcafe-000007.arrows");
+    fs::write(&beside, &forged).expect("planted");
+    lab.must(3, "a tail planted beside the true one");
+    fs::remove_file(&beside).expect("removed");
+    fs::write(&tail, [&honest[..], &forged[..]].concat()).expect("grown");
+    lab.must(3, "the tail grown by a row");
+    fs::write(&tail, &honest).expect("put back");
+
+    decoy.sensor.seal_sessions();
+    let sealed = decoy.files("parquet").remove(0);
+    let within = sealed.strip_prefix(&decoy.sensor.path).expect("a path");
+    let planted = lab.sensor.path.join(within);
+    fs::create_dir_all(planted.parent().expect("a directory")).expect("made");
+    fs::copy(&sealed, &planted).expect("planted");
+    lab.must(3, "a sealed file in the tail's place, and the tail");
+    fs::remove_file(&tail).expect("removed");
+    lab.must(4, "a sealed file instead of the tail");
+    fs::write(&tail, &honest).expect("put back");
+    let other = planted.with_file_name("20070202T060000Z-0badcafe-000007.parquet");
+    fs::rename(&planted, &other).expect("renamed");
+    lab.must(3, "a sealed file of another name");
+    fs::remove_file(&other).expect("removed");
+    lab.must(3, "put back");
+}
+
+#[test]
+fn what_tells_of_an_open_session_lies_in_files_of_other_times() {
+    let sealed = || {
+        let mut lab = Lab::new();
+        lab.sensor.session(open("192.0.2.7"), &[(0, minute(9)), (0, minute(10))]);
+        lab.sensor.seal_sessions();
+        lab.minutes(0, 60, true);
+        lab.must(3, "untouched");
+        lab
+    };
+    let lab = sealed();
+    let file = lab.files("parquet").remove(0);
+    fs::remove_file(&file).expect("removed");
+    lab.must(4, "the file of the session's only row removed");
+    let mut decoy = decoy();
+    decoy.sensor.seal_sessions();
+    fs::copy(decoy.files("parquet").remove(0), &file).expect("exchanged");
+    lab.must(4, "exchanged for another");
+
+    // It was given up, and went on behind the window.
+    let mut lab = Lab::new();
+    let given_up =
+        SessionRecord { reason: RowReason::Timeout, flushed_at: minute(15), ..open("192.0.2.7") };
+    lab.sensor.session(given_up, &[(0, minute(9)), (0, minute(10))]);
+    lab.minutes(0, 35, false);
+    let mut history = History::default();
+    b"DadA".iter().for_each(|letter| history.push(*letter));
+    let goes_on = SessionRecord {
+        history,
+        conn_state: ConnState::OTH,
+        direction_certain: false,
+        flushed_at: minute(45),
+        ..open("192.0.2.7")
+    };
+    lab.sensor.session(goes_on, &[(0, minute(40)), (0, minute(41))]);
+    lab.sensor.seal_sessions();
+    lab.minutes(35, 25, true);
+    lab.must(3, "untouched");
+    let sealed = lab.files("parquet");
+    fs::remove_file(&sealed[0]).expect("removed");
+    lab.must(4, "the file of both rows removed");
+}
+
+#[test]
+fn a_connection_of_which_the_sensor_lost_sight_is_not_denied_until_its_limit_has_passed() {
+    for reason in [RowReason::Evicted, RowReason::Shutdown] {
+        let mut lab = Lab::new();
+        let record = SessionRecord { reason, ..open("192.0.2.7") };
+        lab.sensor.session(record, &[(0, minute(9)), (0, minute(17))]);
+        lab.minutes(0, 60, true);
+        let (code, text) = lab.ask(20, 30);
+        assert_eq!(code, Some(4), "{reason:?}: {text}");
+        assert!(text.contains("lost sight of it"), "{text}");
+        let (code, text) = lab.ask(23, 30);
+        assert_eq!(code, Some(0), "{reason:?}: {text}");
+    }
+}
+
+/// TCP from 10.0.0.1 to 192.0.2.9, cut off within its header.
+fn truncated() -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 22];
+    frame.extend([0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 192, 0, 2, 9, 0, 0]);
+    frame
+}
+
+#[test]
+fn a_frame_that_rules_itself_out_must_be_what_was_recorded() {
+    let mut lab = Lab::new();
+    lab.sensor.frame_of_all(0, minute(25), &[FlowHash::UNREAD], &truncated());
+    lab.sensor.seal_segments();
+    for minute in 0..60 {
+        let from = 60 * minute as i64;
+        lab.sensor.line(minute, from, from + 60, |line| {
+            let mut worker = Worker { received: 1, decoded: 1, written: 1, ..Worker::default() };
+            if minute == 25 {
+                worker.decoded = 0;
+                worker.undecodable.insert("transport_truncated".to_owned(), 1);
+            }
+            line.workers.push(worker);
+            if minute == 59 {
+                line.notes.push(Note::CleanStop);
+            }
+        });
+    }
+    lab.must(0, "it goes to another host");
+    let pcap = lab.files("pcap").remove(0);
+    let content = fs::read(&pcap).expect("the segment");
+    let mut changed = content.clone();
+    *changed.last_mut().expect("a byte") ^= 1;
+    fs::write(&pcap, changed).expect("written");
+    let (code, text) = lab.ask(20, 30);
+    assert_eq!(code, Some(4), "it may have gone to another one: {text}");
+    assert!(text.contains("packets_changed"), "{text}");
+    fs::write(&pcap, content).expect("put back");
+    lab.must(0, "put back");
+}
+
+#[test]
+fn a_store_that_names_no_key_proves_nothing() {
+    let mut lab = Lab::new();
+    lab.minutes(0, 60, true);
+    lab.must(0, "untouched");
+    let path = lab.sensor.path.join("sensor.json");
+    let text = fs::read(&path).expect("the identity");
+    let mut identity: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    identity.as_object_mut().expect("an object").remove("public_key");
+    fs::write(&path, identity.to_string()).expect("written");
+    lab.must(4, "without its key");
+}
