@@ -138,7 +138,8 @@ fn session(number: u64, second: Nanos) -> SessionRecord {
         ip_bytes: bytes + 40 * FRAMES / 2,
         local: None,
     };
-    let ephemeral = if protocol == Protocol::ICMP { 8 } else { 32_768 + (mixed >> 40) as u16 % 28_000 };
+    let ephemeral =
+        if protocol == Protocol::ICMP { 8 } else { 32_768 + (mixed >> 40) as u16 % 28_000 };
     let last_ts = second + NanosDelta((mixed % 900_000_000) as i64);
     let ts = last_ts - NanosDelta((mixed >> 20) as i64 % (20 * SECOND));
     SessionRecord {

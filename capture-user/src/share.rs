@@ -57,7 +57,7 @@ pub fn usual(machine: u64, workers: usize) -> u64 {
 #[must_use]
 pub fn of_machine() -> u64 {
     let info = rustix::system::sysinfo();
-    let machine = u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit));
+    let machine = info.totalram.saturating_mul(u64::from(info.mem_unit));
     let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
     let limit = group.and_then(|text| text.trim().parse::<u64>().ok());
     machine.min(limit.unwrap_or(u64::MAX))

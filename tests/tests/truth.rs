@@ -211,7 +211,8 @@ fn no_verdict_denies_what_was_sent() -> Result<()> {
     // A second judge asks all the time, about moments just past.
     let asking = Program::start(&mut judge(true)?)?;
     let begun = Instant::now();
-    let mut faults_to_come = Faults { random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), left: Vec::new() };
+    let mut faults_to_come =
+        Faults { random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), left: Vec::new() };
     while begun.elapsed() + Duration::from_millis(CLEAN) < Duration::from_secs(seconds) {
         rest(CLEAN);
         let fault = faults_to_come.next();

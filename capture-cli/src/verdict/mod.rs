@@ -285,7 +285,8 @@ fn witness(
     let stores = std::slice::from_ref(store);
     let trusted = Arc::new(files.trusted.clone());
     // Rows that nobody vouches for (yet) may add sessions to the answer, and hide none.
-    let vouched_for = query::ask(stores, &asked(Which::Trusted(trusted.clone())), &Order::TIME, None)?;
+    let vouched_for =
+        query::ask(stores, &asked(Which::Trusted(trusted.clone())), &Order::TIME, None)?;
     let others = query::ask(stores, &asked(Which::Others(trusted)), &Order::TIME, None)?;
     // A file that was there when it was checked may have been retired before it was read.
     for file in vouched.present().filter(holds) {

@@ -13,8 +13,8 @@ use capture_flow::frame::{Frame, IfaceId, PcapPosition};
 use capture_flow::key::{Address, FlowHash, MacAddr};
 use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::Store;
-use capture_store::key::PublicKey;
 use capture_store::index::{SegmentRef, segments};
+use capture_store::key::PublicKey;
 use capture_store::ledger::{FileProblem, LedgerLine, Vouched, check_files};
 use capture_store::pcap::SegmentReader;
 

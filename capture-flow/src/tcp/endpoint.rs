@@ -216,7 +216,7 @@ impl Endpoint {
         let sent = self.full_last().wrapping_sub(u64::from(self.start_seq));
         // Before the first wrap a number that lies behind the start looks as if it lay before it.
         let ceiling = match self.seq_wraps {
-            0 => self.start_seq.checked_add(i32::MAX as u32).unwrap_or(u32::MAX),
+            0 => self.start_seq.saturating_add(i32::MAX as u32),
             _ => u32::MAX,
         };
         let is_steady = self.is_open()

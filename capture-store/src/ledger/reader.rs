@@ -287,7 +287,8 @@ impl Batch {
             let mut parsed: Vec<_> = first.into_iter().flat_map(part).collect();
             for other in others {
                 // Nothing in it panics; if it did, so would whoever asked.
-                parsed.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+                parsed
+                    .extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             }
             parsed
         })

@@ -14,7 +14,8 @@ use arrow::error::ArrowError;
 use capture_flow::time::Nanos;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
-    ArrowPredicate, ArrowPredicateFn, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowFilter,
+    ArrowPredicate, ArrowPredicateFn, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+    RowFilter,
 };
 use parquet::errors::ParquetError;
 use parquet::file::metadata::RowGroupMetaData;
@@ -158,7 +159,8 @@ pub fn scan(
         }
     }
     let root = store.layout().root();
-    let within = |path: &Path| path.strip_prefix(root).unwrap_or(path).to_string_lossy().into_owned();
+    let within =
+        |path: &Path| path.strip_prefix(root).unwrap_or(path).to_string_lossy().into_owned();
     let sealed = super::seal::sealed_names(store.layout())?;
     for path in sealed.values().filter(|path| what.which.takes_sealed(&within(path))) {
         report.files += 1;
@@ -305,11 +307,13 @@ impl<'a> Plan<'a> {
     fn row_filter(&self, builder: &ParquetRecordBatchReaderBuilder<File>) -> RowFilter {
         let Scan { window, hosts, ports, whatever_ends, .. } = self.what;
         let mut predicates: Vec<Box<dyn ArrowPredicate>> = Vec::new();
-        let mut add = |columns: &[&str], wanted: Box<dyn Fn(&RecordBatch) -> BooleanArray + Send>| {
-            let there = columns.iter().filter_map(|name| builder.schema().index_of(name).ok());
-            let mask = ProjectionMask::roots(builder.parquet_schema(), there);
-            predicates.push(Box::new(ArrowPredicateFn::new(mask, move |batch| Ok(wanted(&batch)))));
-        };
+        let mut add =
+            |columns: &[&str], wanted: Box<dyn Fn(&RecordBatch) -> BooleanArray + Send>| {
+                let there = columns.iter().filter_map(|name| builder.schema().index_of(name).ok());
+                let mask = ProjectionMask::roots(builder.parquet_schema(), there);
+                predicates
+                    .push(Box::new(ArrowPredicateFn::new(mask, move |batch| Ok(wanted(&batch)))));
+            };
         if let Some(window) = *window {
             add(&["ts", "last_ts"], Box::new(move |batch| within(batch, window)));
         }
@@ -336,7 +340,8 @@ impl<'a> Plan<'a> {
 /// The rows that have a moment in a window. A file without such columns is found out where its rows
 /// are handed over.
 fn within(batch: &RecordBatch, (from, to): (Nanos, Nanos)) -> BooleanArray {
-    let time = |name: &str| batch.column_by_name(name)?.as_primitive_opt::<TimestampNanosecondType>();
+    let time =
+        |name: &str| batch.column_by_name(name)?.as_primitive_opt::<TimestampNanosecondType>();
     let (Some(ts), Some(last_ts)) = (time("ts"), time("last_ts")) else {
         return vec![true; batch.num_rows()].into();
     };
@@ -350,7 +355,8 @@ fn has_ports(batch: &RecordBatch, ranges: &[(u16, u16)], protos: &[String]) -> B
     let (Some(orig), Some(resp)) = (port("orig_p"), port("resp_p")) else {
         return vec![true; batch.num_rows()].into();
     };
-    let overlap = batch.column_by_name("fragment_overlap").and_then(|column| column.as_boolean_opt());
+    let overlap =
+        batch.column_by_name("fragment_overlap").and_then(|column| column.as_boolean_opt());
     let is_proto = has_text(batch, &["proto"], protos);
     let wanted = |port: i32| {
         ranges.iter().any(|(first, last)| (i32::from(*first)..=i32::from(*last)).contains(&port))
