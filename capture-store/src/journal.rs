@@ -130,6 +130,10 @@ pub(crate) fn boot_id() -> u128 {
     u128::from_str_radix(&hex, 16).unwrap_or(0)
 }
 
+fn bytes_of(fixed: &Fixed) -> usize {
+    usize::try_from(fixed.journal_bytes).unwrap_or(usize::MAX)
+}
+
 /// How far a segment is filled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -163,8 +167,23 @@ pub(crate) struct Journal {
 impl Journal {
     /// Creates the journal of an empty segment.
     pub(crate) fn create(path: &Path, fixed: Fixed) -> Result<Self, MapError> {
-        let bytes = usize::try_from(fixed.journal_bytes).unwrap_or(usize::MAX);
-        let file = MappedFile::create(path, bytes)?;
+        Ok(Self::begin(MappedFile::create(path, bytes_of(&fixed))?, fixed))
+    }
+
+    /// The same in memory alone.
+    pub(crate) fn in_memory(fixed: Fixed) -> Result<Self, MapError> {
+        Ok(Self::begin(MappedFile::in_memory(bytes_of(&fixed))?, fixed))
+    }
+
+    /// The journal of the next segment, in the memory of this one; as large as this one. What it
+    /// noted is left in the memory behind the counters, which do not cover it any more: nobody
+    /// else may read it.
+    pub(crate) fn again(self, fixed: Fixed) -> Self {
+        let journal_bytes = self.fixed.journal_bytes;
+        Self::begin(self.file, Fixed { journal_bytes, ..fixed })
+    }
+
+    fn begin(file: MappedFile, fixed: Fixed) -> Self {
         let words = file.words();
         for (word, value) in words.iter().zip(fixed.encode()) {
             word.store(value.to_le(), Ordering::Relaxed);
@@ -172,7 +191,7 @@ impl Journal {
         // An even number of words behind the notes, so that slots fill it exactly.
         let low = words.len() & !1;
         let tag = (fixed.sequence % u64::from(u32::MAX)) as u32 + 1;
-        Ok(Self { file, fixed, tag, next: NOTES_AT, low, slots: 0, unnoted: 0 })
+        Self { file, fixed, tag, next: NOTES_AT, low, slots: 0, unnoted: 0 }
     }
 
     pub(crate) fn fixed(&self) -> &Fixed {

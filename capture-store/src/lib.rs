@@ -28,4 +28,4 @@ pub mod time;
 
 pub use drops::{DropReason, RowLossReason};
 pub use provenance::{Provenance, RunTag};
-pub use store::{Identity, OpenError, OwnedStore, RunId, Store};
+pub use store::{Identity, OpenError, OwnedStore, Purpose, RunId, Store};

@@ -1,4 +1,4 @@
-//! Files written through memory: the only unsafe code of this crate.
+//! Files written through memory, with a name or without: the only unsafe code of this crate.
 //!
 //! A store to a mapped page that has no disk block behind it kills the process with SIGBUS on a
 //! full disk. So every block is allocated (`fallocate`) and every page made present and writable
@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
 use memmap2::{Advice, MmapMut, MmapOptions};
-use rustix::fs::{FallocateFlags, fallocate, fstatfs};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstatfs, memfd_create};
 
 use crate::layout;
 
@@ -50,6 +50,12 @@ impl MappedFile {
         })
     }
 
+    /// The same in memory alone: the file has no name, and its pages belong to no disk.
+    pub(crate) fn in_memory(bytes: usize) -> Result<Self, MapError> {
+        let file = memfd_create("stillwire", MemfdFlags::CLOEXEC).map_err(io::Error::from)?;
+        Self::fill(File::from(file), bytes)
+    }
+
     fn fill(file: File, bytes: usize) -> Result<Self, MapError> {
         if let Some(name) = copy_on_write(&file)? {
             return Err(MapError::CopyOnWrite(name));
@@ -58,6 +64,7 @@ impl MappedFile {
         // Readers use read(2), never a map, and look only at bytes below the committed length.
         // SAFETY: `create_new` made the file in the store's directory, which only the holder of
         // its lock changes; nobody truncates it while it is mapped: sealing drops the map first.
+        // One in memory has no name by which anybody else could come to it.
         let map = unsafe { MmapOptions::new().len(bytes).map_mut(&file) }?;
         let mut mapped = Self { map, file };
         match mapped.map.advise(Advice::PopulateWrite) {

@@ -23,6 +23,10 @@ use crate::pcap::{self, FILE_HEADER_LEN, FileHeader, RECORD_HEADER_LEN, RecordHe
 use crate::provenance::Provenance;
 use crate::time::now;
 
+mod in_memory;
+
+pub use in_memory::prepare_in_memory;
+
 // Sums of a segment's size (below 2³²) and a slice's length fit.
 const _: () = assert!(usize::BITS == 64, "the store is for 64-bit machines");
 
@@ -67,6 +71,21 @@ impl SegmentSpec {
         let journal_bytes = (bytes / 8).max(64 * 1024);
         let (snaplen, provenance) = (pcap::MAX_SNAPLEN, Provenance::default());
         Self { worker, bytes, journal_bytes, link_type, snaplen, provenance }
+    }
+
+    /// What the journal of such a segment says.
+    fn fixed(&self, sequence: u64) -> Fixed {
+        Fixed {
+            worker: self.worker,
+            link_type: self.link_type,
+            snaplen: self.snaplen,
+            sequence,
+            pcap_bytes: self.bytes,
+            journal_bytes: self.journal_bytes,
+            created: now(),
+            boot_id: journal::boot_id(),
+            provenance: self.provenance,
+        }
     }
 
     fn check(&self) -> Result<(), &'static str> {
@@ -151,40 +170,15 @@ pub fn prepare(
     spec.check().map_err(PrepareError::Spec)?;
     let pcap_path = dir.join(layout::segment_name(sequence, PCAP));
     let journal_path = dir.join(layout::segment_name(sequence, JOURNAL));
-    let fixed = Fixed {
-        worker: spec.worker,
-        link_type: spec.link_type,
-        snaplen: spec.snaplen,
-        sequence,
-        pcap_bytes: spec.bytes,
-        journal_bytes: spec.journal_bytes,
-        created: now(),
-        boot_id: journal::boot_id(),
-        provenance: spec.provenance,
-    };
     // The journal first: a segment without one would have to be scanned at recovery.
-    let journal = Journal::create(&journal_path, fixed)
+    let journal = Journal::create(&journal_path, spec.fixed(sequence))
         .map_err(|error| PrepareError::map(&journal_path, error))?;
-    let mut file = MappedFile::create(&pcap_path, spec.bytes as usize).map_err(|error| {
+    let file = MappedFile::create(&pcap_path, spec.bytes as usize).map_err(|error| {
         // The first error is the one worth telling.
         let _ = layout::remove_if_there(&journal_path);
         PrepareError::map(&pcap_path, error)
     })?;
-    let header = FileHeader { snaplen: spec.snaplen, link_type: spec.link_type };
-    file.bytes_mut()[..FILE_HEADER_LEN].copy_from_slice(&header.encode());
-    let progress = Progress { committed: FILE_HEADER_LEN as u64, ..Progress::default() };
-    journal.publish(&progress);
-    Ok(PreparedSegment(ActiveSegment {
-        file,
-        journal,
-        end: FILE_HEADER_LEN,
-        snaplen: spec.snaplen as usize,
-        frames: 0,
-        first_ts: Nanos::MAX,
-        last_ts: Nanos::MIN,
-        pcap_path,
-        journal_path,
-    }))
+    Ok(PreparedSegment::begin(file, journal, pcap_path, journal_path))
 }
 
 /// A segment ready to be filled.
@@ -192,6 +186,31 @@ pub fn prepare(
 pub struct PreparedSegment(ActiveSegment);
 
 impl PreparedSegment {
+    /// An empty segment: writes what every pcap file begins with, and says so in the journal.
+    fn begin(
+        mut file: MappedFile,
+        journal: Journal,
+        pcap_path: PathBuf,
+        journal_path: PathBuf,
+    ) -> Self {
+        let fixed = *journal.fixed();
+        let header = FileHeader { snaplen: fixed.snaplen, link_type: fixed.link_type };
+        file.bytes_mut()[..FILE_HEADER_LEN].copy_from_slice(&header.encode());
+        let progress = Progress { committed: FILE_HEADER_LEN as u64, ..Progress::default() };
+        journal.publish(&progress);
+        Self(ActiveSegment {
+            file,
+            journal,
+            end: FILE_HEADER_LEN,
+            snaplen: fixed.snaplen as usize,
+            frames: 0,
+            first_ts: Nanos::MAX,
+            last_ts: Nanos::MIN,
+            pcap_path,
+            journal_path,
+        })
+    }
+
     /// Its sequence number.
     #[must_use]
     pub fn sequence(&self) -> u64 {

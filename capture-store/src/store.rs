@@ -47,6 +47,20 @@ pub struct Identity {
     /// Stillwire is written to again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
+    /// Whether simulations write to it, and nothing else ever does: what is in it is no evidence.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub simulated: bool,
+}
+
+/// What is written to a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// What was on a wire, or in capture files.
+    #[default]
+    Record,
+    /// What a simulation makes. Such a store is a simulation's for ever: its budget removes no
+    /// packet that anybody could need, and none of its sessions is taken for one that was there.
+    Simulation,
 }
 
 impl Identity {
@@ -63,7 +77,7 @@ impl Identity {
         self.public_key.as_deref().and_then(PublicKey::parse)
     }
 
-    fn new(sensor: &str, key: &PublicKey) -> io::Result<Self> {
+    fn new(sensor: &str, key: &PublicKey, purpose: Purpose) -> io::Result<Self> {
         Ok(Self {
             format: FORMAT.to_owned(),
             format_version: FORMAT_VERSION,
@@ -72,6 +86,7 @@ impl Identity {
             hash_seed: format!("{:016x}", random_u128()? as u64),
             created: now(),
             public_key: Some(key.to_string()),
+            simulated: purpose == Purpose::Simulation,
         })
     }
 }
@@ -125,6 +140,24 @@ pub enum OpenError {
         found: String,
         /// The name that was asked for.
         asked: String,
+    },
+    /// Simulations write to it.
+    #[error(
+        "{path} is a simulation's store, and nothing in it is evidence: choose another --store for \
+         what is to be kept"
+    )]
+    Simulated {
+        /// The store.
+        path: PathBuf,
+    },
+    /// What was on a wire is in it.
+    #[error(
+        "{path} holds a record: a simulation would mix with it what was on no wire, and its budget \
+         would remove packets; give --store a directory of its own, on the same disk"
+    )]
+    Record {
+        /// The store.
+        path: PathBuf,
     },
     /// Its key cannot be used.
     #[error(transparent)]
@@ -283,8 +316,21 @@ impl OwnedStore {
         sensor: Option<&str>,
         key_file: Option<&Path>,
     ) -> Result<Self, OpenError> {
+        Self::open_for(path, sensor, key_file, Purpose::Record)
+    }
+
+    /// The same, for a purpose: a store serves the one that it was made for.
+    ///
+    /// # Errors
+    /// As [`OwnedStore::open_or_create`], or it was made for another purpose.
+    pub fn open_for(
+        path: &Path,
+        sensor: Option<&str>,
+        key_file: Option<&Path>,
+        purpose: Purpose,
+    ) -> Result<Self, OpenError> {
         let mut made = Made::before(path);
-        match Self::take(path, sensor, key_file, &mut made) {
+        match Self::take(path, sensor, key_file, purpose, &mut made) {
             Ok(mut store) => {
                 store.made = made;
                 Ok(store)
@@ -300,6 +346,7 @@ impl OwnedStore {
         path: &Path,
         sensor: Option<&str>,
         key_file: Option<&Path>,
+        purpose: Purpose,
         made: &mut Made,
     ) -> Result<Self, OpenError> {
         let io = |doing, path: &Path| {
@@ -324,6 +371,14 @@ impl OwnedStore {
                 asked: asked.to_owned(),
             });
         }
+        if let Some(identity) = &known {
+            let path = path.to_owned();
+            match (purpose, identity.simulated) {
+                (Purpose::Record, true) => return Err(OpenError::Simulated { path }),
+                (Purpose::Simulation, false) => return Err(OpenError::Record { path }),
+                (Purpose::Record, false) | (Purpose::Simulation, true) => {}
+            }
+        }
         let key_file = key_file.map_or_else(|| path.join(KEY_FILE), Path::to_owned);
         if key_file.parent() == Some(path) && !key_file.exists() {
             made.file(KEY_FILE);
@@ -337,7 +392,7 @@ impl OwnedStore {
             }
             None => {
                 made.file(SENSOR_FILE);
-                create_identity(path, sensor, &key.public())?
+                create_identity(path, sensor, &key.public(), purpose)?
             }
         };
         let layout = Layout::new(path);
@@ -633,12 +688,13 @@ fn create_identity(
     path: &Path,
     sensor: Option<&str>,
     key: &PublicKey,
+    purpose: Purpose,
 ) -> Result<Identity, OpenError> {
     let named = match sensor {
         Some(name) => name.to_owned(),
         None => host_name(),
     };
-    let identity = Identity::new(&named, key)
+    let identity = Identity::new(&named, key, purpose)
         .map_err(|error| OpenError::io("write", &path.join(SENSOR_FILE), error))?;
     write_identity(path, identity)
 }

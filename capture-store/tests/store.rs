@@ -8,7 +8,7 @@ use std::path::Path;
 use capture_flow::frame::LinkType;
 use capture_flow::time::Nanos;
 use capture_store::segment::{PrepareError, SegmentSpec, prepare};
-use capture_store::{OpenError, OwnedStore, RunId, Store};
+use capture_store::{OpenError, OwnedStore, Purpose, RunId, Store};
 
 #[test]
 fn a_new_store_keeps_its_identity() {
@@ -47,6 +47,26 @@ fn a_sensor_does_not_write_into_another_ones_store() {
     drop(OwnedStore::open_or_create(&dir.path().join("s"), Some("one")).unwrap());
     let error = OwnedStore::open_or_create(&dir.path().join("s"), Some("two")).unwrap_err();
     assert!(matches!(error, OpenError::OtherSensor { .. }), "{error}");
+}
+
+#[test]
+fn a_store_serves_the_purpose_that_it_was_made_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let open =
+        |name: &str, purpose| OwnedStore::open_for(&dir.path().join(name), None, None, purpose);
+    drop(open("record", Purpose::Record).unwrap());
+    drop(open("trial", Purpose::Simulation).unwrap());
+    let marked = |name: &str| Store::open(&dir.path().join(name)).unwrap().identity().simulated;
+    assert!(!marked("record") && marked("trial"));
+    let text = fs::read_to_string(dir.path().join("record/sensor.json")).unwrap();
+    assert!(!text.contains("simulated"), "{text}");
+
+    let error = open("record", Purpose::Simulation).unwrap_err();
+    assert!(matches!(error, OpenError::Record { .. }), "{error}");
+    let error = open("trial", Purpose::Record).unwrap_err();
+    assert!(matches!(error, OpenError::Simulated { .. }), "{error}");
+    drop(open("trial", Purpose::Simulation).unwrap());
+    drop(open("record", Purpose::Record).unwrap());
 }
 
 fn both(path: &Path) -> [OpenError; 2] {

@@ -380,11 +380,13 @@ pub enum BlindCause {
     SegmentsUnwritable,
     /// The session log could not be written, so that rows wait in memory.
     LogBehind,
+    /// A simulation: the frames were made by the sensor itself, or went to no disk.
+    Simulated,
 }
 
 impl BlindCause {
     /// Every cause.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::LinkDown,
         Self::InterfaceGone,
         Self::XdpRemoved,
@@ -396,6 +398,7 @@ impl BlindCause {
         Self::Silent,
         Self::SegmentsUnwritable,
         Self::LogBehind,
+        Self::Simulated,
     ];
 
     /// The name in the ledger.
@@ -413,6 +416,7 @@ impl BlindCause {
             Self::Silent => "silent",
             Self::SegmentsUnwritable => "segments_unwritable",
             Self::LogBehind => "log_behind",
+            Self::Simulated => "simulated",
         }
     }
 }
