@@ -160,7 +160,7 @@ fn sessions(args: &SessionsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::R
         Some(limit) => Some(limit),
         None => on_screen.then_some(SCREENFUL),
     };
-    let stores = query::open(&args.place.stores(before))?;
+    let stores = opened(&args.place.stores(before))?;
     let question = Question::new(filter, window, args.possible);
     let mut answer = query::ask(&stores, &question, &order, limit)?;
     let rows: Vec<Row> = answer.found.drain(..).map(|found| found.row).collect();
@@ -248,7 +248,7 @@ fn packets(args: &PacketsArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Res
                 .to_owned(),
         ));
     }
-    let stores = query::open(&args.place.stores(before))?;
+    let stores = opened(&args.place.stores(before))?;
     let question = Question::new(filter, window, args.possible);
     let mut answer = query::ask(&stores, &question, &Order::TIME, None)?;
     answer.found.append(&mut packets::unfinished_before(&stores, &question)?);
@@ -349,7 +349,7 @@ fn sought(
         Some(None) => return Ok(Err("--public-key: 64 hexadecimal digits".to_owned())),
         key => key.flatten(),
     };
-    let stores = query::open(&place.stores(before))?;
+    let stores = opened(&place.stores(before))?;
     let mut now = clock.now();
     if let Some(limit) = limit {
         if !verdict::wait(&stores, to, limit)? {
@@ -360,6 +360,18 @@ fn sought(
     let question = verdict::Question { filter: expr, text: filter.join(" "), from, to };
     let proof = verdict::prove(&stores, question, key.as_ref(), now)?;
     Ok(Ok(Proved { proof, stores }))
+}
+
+/// Opens the stores for reading, and says which of them are no record of anything.
+fn opened(paths: &[PathBuf]) -> anyhow::Result<Vec<Store>> {
+    let stores = query::open(paths)?;
+    for store in stores.iter().filter(|store| store.identity().simulated) {
+        complain(&format!(
+            "{} is a simulation's store: nothing in it is evidence",
+            store.layout().root().display()
+        ));
+    }
+    Ok(stores)
 }
 
 fn prove(args: &ProveArgs, before: &[PathBuf], clock: &Clock) -> anyhow::Result<End> {
@@ -415,7 +427,7 @@ fn coverage(args: &CoverageArgs, before: &[PathBuf], clock: &Clock) -> anyhow::R
         Ok(asked) => asked,
         Err(why) => return Ok(End::Usage(why)),
     };
-    let stores = query::open(&args.place.stores(before))?;
+    let stores = opened(&args.place.stores(before))?;
     let sensors: Vec<Coverage> = stores
         .iter()
         .map(|store| of_store(store, window, clock.now()))

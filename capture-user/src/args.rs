@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::anchor::{Place, parse_place};
 use crate::defaults;
+use crate::simulate::SimulateArgs;
 use crate::units;
 
 /// Stillwire's sensor: records every frame and every session, and accounts for each.
@@ -98,6 +99,12 @@ Examples:
   Look first whether the machine is fit:
     stillwired doctor --iface eth1
 
+  Find out what limits it: real frames without a disk, then made frames into the disk:
+    stillwired capture --iface eth1 --store /srv/trial --simulate disk --duration 1min
+    stillwired capture --store /srv/trial --simulate capture --duration 1min
+    stillwired capture --store /srv/trial --simulate capture --simulate-rate 1.5Mpps \
+        --simulate-frame 64B --simulate-sessions 100000 --duration 1min
+
 What blinds the sensor (a link or interface that goes, an XDP program that is taken off or replaced,
 a queue without a socket, a process that is held up, a disk that takes nothing, a silent wire) is
 noticed and stands in the ledger with its times. What can be mended is: an interface that comes back
@@ -111,7 +118,13 @@ hurrying would lose what has been received. SIGKILL loses nothing that was commi
 start recovers it and writes the gap into the ledger.")]
 pub struct CaptureArgs {
     /// Interface to record; repeat it or separate names by commas
-    #[arg(short, long = "iface", value_name = "IF", required = true, value_delimiter = ',')]
+    #[arg(
+        short,
+        long = "iface",
+        value_name = "IF",
+        required_unless_present = "simulate",
+        value_delimiter = ','
+    )]
     pub interfaces: Vec<String>,
 
     /// The store and what goes into it
@@ -177,6 +190,10 @@ pub struct CaptureArgs {
     /// Session rules
     #[command(flatten)]
     pub sessions: SessionArgs,
+
+    /// What is only simulated
+    #[command(flatten)]
+    pub simulation: SimulateArgs,
 }
 
 /// `stillwired replay`

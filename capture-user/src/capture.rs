@@ -3,6 +3,7 @@
 mod crew;
 mod interface;
 mod kernel;
+mod made;
 mod supervise;
 
 use std::os::unix::net::UnixStream;
@@ -19,6 +20,7 @@ use tracing::{info, warn};
 
 use crate::canary;
 use crate::config::CaptureConfig;
+use crate::interval::Probe;
 use crate::keeper::{Preparer, Sealer};
 use crate::link::{Link, LinkError, LinkWatch};
 use crate::run::Run;
@@ -26,6 +28,7 @@ use crate::silence::SignsOfLife;
 use crew::{Crew, SPARE_PLACES};
 use interface::{Captured, TakeError, Tools};
 use kernel::KernelSide;
+use made::MadeQueues;
 use supervise::{Signals, Supervisor};
 
 /// Records interfaces until it is told to stop.
@@ -40,16 +43,27 @@ pub fn capture(mut config: CaptureConfig) -> Result<ExitCode> {
         .collect::<Result<Vec<_>>>()?;
     // Registered before anything is set up, so that an early signal ends the run cleanly too.
     let signals = watch_signals().context("cannot watch for signals")?;
-    let workers = links.iter().map(|link| link.rx_queues.max(1)).max().unwrap_or(1);
+    let made = config.common.simulation.and_then(|simulation| simulation.capture);
+    let workers = match &made {
+        // As many queues as there are cores for.
+        Some(_) => config.cores.as_ref().map_or(1, |cores| cores.len() as u32),
+        None => links.iter().map(|link| link.rx_queues.max(1)).max().unwrap_or(1),
+    };
     let workers = u16::try_from(workers).context("more receive queues than workers can be")?;
     let sources: Vec<usize> = (0..u32::from(workers))
         .map(|worker| links.iter().filter(|link| worker < link.rx_queues.max(1)).count())
         .map(|sources| sources.saturating_add(SPARE_PLACES))
         .collect();
-    let queues = links.iter().map(|link| link.rx_queues.max(1) as usize).sum();
+    let queues = match &made {
+        Some(_) => sources.len(),
+        None => links.iter().map(|link| link.rx_queues.max(1) as usize).sum(),
+    };
     config.share_memory(sources.len(), queues)?;
     let config = &config;
     let run = Run::open(&config.common, crate::live::clock(), &sources)?;
+    if let Some(simulation) = &config.common.simulation {
+        warn!("SIMULATION, {simulation}: nothing that this run writes is evidence");
+    }
     let begun = begin(config, &run, &links, sources.len()).inspect_err(|_| run.give_up());
     let (supervisor, preparer, sealer) = begun?;
     supervisor.run(config, &run, signals, preparer, sealer)
@@ -105,19 +119,28 @@ fn start(config: &CaptureConfig, run: &Run, links: &[Link], cores: &[usize]) -> 
         interfaces.last_mut().map_or(Ok(()), |captured| captured.take(link, true, &mut tools))
     });
     let taken: Result<(), TakeError> = taken;
-    let flush = taken.map_err(anyhow::Error::from).and_then(|()| {
-        let clock =
-            interfaces.first().map_or(StampClock::Monotonic, |captured| captured.program().clock());
+    let made = config.common.simulation.and_then(|simulation| simulation.capture);
+    let made = made.map(|made| MadeQueues::open(&made, config, run, &mut crew)).transpose();
+    let begun = taken.map_err(anyhow::Error::from).and_then(|()| made);
+    let flush = begun.and_then(|made| {
+        let clock = match interfaces.first() {
+            Some(captured) => clock_name(captured.program().clock()),
+            None => "user",
+        };
         // Every queue has its socket: from here on the sensor watches.
         kernel.begin();
-        let probe = Box::new(kernel.clone());
+        let probe: Box<dyn Probe> = match &made {
+            Some(made) => Box::new(made.clone()),
+            None => Box::new(kernel.clone()),
+        };
         let signs = SignsOfLife::new(config.silence_limit);
         let signs = if config.canary_required { signs.only_canaries() } else { signs };
         let canaries = canary::Watch::new(config.canaries.clone());
-        run.start_flush(crate::live::clock(), clock_name(clock), probe, signs, canaries)
+        let flush = run.start_flush(crate::live::clock(), clock, probe, signs, canaries)?;
+        Ok((flush, made))
     });
-    let flush = match flush {
-        Ok(flush) => flush,
+    let (flush, made) = match flush {
+        Ok(begun) => begun,
         Err(error) => {
             interfaces.iter().for_each(Captured::detach);
             crew.dismiss();
@@ -132,7 +155,11 @@ fn start(config: &CaptureConfig, run: &Run, links: &[Link], cores: &[usize]) -> 
     } else {
         run.kept.confine();
     }
-    Ok(Supervisor::new(interfaces, crew, kernel, watch, flush, Instant::now()))
+    if made.is_some() {
+        info!("capturing frames that the sensor makes itself; workers on cores {cores:?}");
+    }
+    let begun = Instant::now();
+    Ok(Supervisor::new(interfaces, crew, kernel, watch, flush, begun).with_made(made))
 }
 
 /// The signals that end a run in order. A hangup that whoever started the program told it to

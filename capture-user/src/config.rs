@@ -13,6 +13,7 @@ use crate::anchor::Place;
 use crate::args::{CaptureArgs, Mode, ReplayArgs, SessionArgs, StoreArgs};
 use crate::defaults;
 use crate::share::{self, RING_SIZES, Shares};
+use crate::simulate::Simulation;
 use crate::units::Bytes;
 
 /// Smallest and largest packet segment.
@@ -23,6 +24,9 @@ const DEFAULT_SEGMENT_BYTES: u64 = 256 << 20;
 /// shares.
 const REPLAY_TABLE: u64 = 512 << 20;
 const REPLAY_FRAGMENTS: u64 = 16 << 20;
+/// A segment that lies in memory for good, where nothing else is asked for: three of a worker's are
+/// more than any cache holds.
+const MEMORY_SEGMENT_BYTES: u64 = 64 << 20;
 /// Segments of one worker that are in use at the same time: one being filled, two ready, one
 /// being sealed.
 pub const SEGMENTS_IN_USE: u64 = 4;
@@ -100,6 +104,8 @@ pub struct Config {
     pub ledger_interval: NanosDelta,
     /// No status line and no summary.
     pub quiet: bool,
+    /// What is only simulated, if anything is.
+    pub simulation: Option<Simulation>,
     /// Rules for sessions. Seeds and worker numbers are the engine's to fill in.
     pub flow: FlowConfig,
 }
@@ -138,6 +144,7 @@ impl CaptureConfig {
     /// # Errors
     /// Names the argument and what it can be.
     pub fn new(args: CaptureArgs) -> Result<Self> {
+        let simulation = Simulation::new(&args.simulation, !args.interfaces.is_empty())?;
         let mut interfaces: Vec<String> = Vec::new();
         for name in args.interfaces {
             let name = name.trim().to_owned();
@@ -179,7 +186,7 @@ impl CaptureConfig {
             bail!("--canary-required: says nothing with --silence-limit none");
         }
         Ok(Self {
-            common: Config::new(args.store, &args.sessions)?,
+            common: Config { simulation, ..Config::new(args.store, &args.sessions)? },
             interfaces,
             mode: args.mode,
             cores: args.cores.map(|list| list.0),
@@ -282,6 +289,7 @@ impl Config {
             snaplen: args.snaplen,
             ledger_interval,
             quiet: args.quiet,
+            simulation: None,
             flow: flow_config(sessions)?,
         })
     }
@@ -308,6 +316,11 @@ impl Config {
         let share = |percent: u64| (available / 100).saturating_mul(percent);
         let packets = self.packet_budget.unwrap_or_else(|| share(70));
         let sessions = self.session_budget.unwrap_or_else(|| share(20));
+        if self.simulation.is_some_and(|simulation| simulation.disk) {
+            // They lie in memory, and none of it is given back until the end.
+            let segment = self.segment_bytes.unwrap_or(MEMORY_SEGMENT_BYTES);
+            return Ok(Space { packets, sessions, segment });
+        }
         let in_use = SEGMENTS_IN_USE.saturating_mul(workers.max(1) as u64);
         let segment = self.segment_bytes.unwrap_or_else(|| {
             // At least as many again for the past.

@@ -138,11 +138,26 @@ pub struct Making {
     pub next_sequence: u64,
     /// What a segment shall be.
     pub spec: SegmentSpec,
+    /// Whether segments lie in memory and those that are full become the next ones: a simulated
+    /// disk. Nobody else takes the lane's filled segments then.
+    pub in_memory: bool,
 }
 
 impl Making {
+    fn next(&self) -> Result<PreparedSegment, PrepareError> {
+        let (sequence, spec) = (self.next_sequence, &self.spec);
+        if !self.in_memory {
+            return segment::prepare(&self.dir, sequence, spec);
+        }
+        let filled = self.lane.take_filled();
+        match filled.and_then(|filled| filled.again(sequence, spec)) {
+            Some(again) => Ok(again),
+            None => segment::prepare_in_memory(sequence, spec),
+        }
+    }
+
     fn prepare(&mut self) -> Result<(), PrepareError> {
-        let prepared = segment::prepare(&self.dir, self.next_sequence, &self.spec)?;
+        let prepared = self.next()?;
         self.next_sequence = self.next_sequence.saturating_add(1);
         // Only the preparer pushes, and only while there is room.
         if let Some(surplus) = self.lane.offer(prepared) {
@@ -265,7 +280,8 @@ mod tests {
 
     fn making(lane: &Arc<Lane>, dir: &std::path::Path) -> Making {
         let spec = SegmentSpec::new(0, SegmentSpec::MIN_BYTES, LinkType::ETHERNET);
-        Making { lane: Arc::clone(lane), dir: dir.to_owned(), next_sequence: 1, spec }
+        let (lane, dir) = (Arc::clone(lane), dir.to_owned());
+        Making { lane, dir, next_sequence: 1, spec, in_memory: false }
     }
 
     /// Waits until the lane has something; the preparer wakes by itself.
@@ -298,6 +314,26 @@ mod tests {
         }
         assert!(!preparer.stop());
         assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 0);
+    }
+
+    #[test]
+    fn a_simulated_disk_has_the_same_few_segments_again_and_again() {
+        let lane = Arc::new(Lane::new(0));
+        let (news, said) = unbounded();
+        let nowhere = std::path::Path::new("/proc/no-such-directory");
+        let making = Making { in_memory: true, ..making(&lane, nowhere) };
+        let preparer = Preparer::start(vec![making], news, Kept::for_store(nowhere));
+        let preparer = preparer.expect("a disk that cannot be used is not asked");
+        for sequence in 1..=20 {
+            let mut segment = take(&lane).activate();
+            assert_eq!(segment.sequence(), sequence);
+            segment.append(capture_flow::time::Nanos(1), 3, &[&[1, 2, 3]]).expect("empty");
+            lane.fill(segment.finish());
+        }
+        // What was filled became what came next; at most this many wait to.
+        assert!(lane.unsealed() <= READY + 1, "{}", lane.unsealed());
+        assert!(!preparer.stop());
+        assert!(said.is_empty());
     }
 
     #[test]

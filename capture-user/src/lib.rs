@@ -26,6 +26,7 @@ pub mod replay;
 pub mod run;
 pub mod share;
 pub mod silence;
+pub mod simulate;
 pub mod source;
 pub mod status;
 pub mod units;

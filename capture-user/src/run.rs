@@ -11,16 +11,16 @@ use capture_flow::frame::LinkType;
 use capture_flow::join::{JoinConfig, Joiner};
 use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::Provenance;
-use capture_store::ledger::{LedgerWriter, Note};
+use capture_store::ledger::{BlindCause, LedgerWriter, Note};
 use capture_store::segment::{SealPolicy, SegmentSpec};
 use capture_store::sessions::{LogPolicy, PendingSeal, SessionLog};
-use capture_store::store::{OwnedStore, RunId, random_u128};
+use capture_store::store::{OwnedStore, Purpose, RunId, random_u128};
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use tracing::{info, warn};
 
 use crate::account::WorkerCounts;
 use crate::anchor::{Anchors, Place};
-use crate::blind::Blindness;
+use crate::blind::{Blindness, Subject};
 use crate::budget::{Disk, Keeper};
 use crate::canary;
 use crate::config::{Config, Space};
@@ -30,6 +30,7 @@ use crate::interval::{Intervals, Probe};
 use crate::keeper::{KeeperNews, Lane, Making, Preparer, Sealer};
 use crate::names::InterfaceNames;
 use crate::silence::SignsOfLife;
+use crate::simulate::{Simulation, Summary};
 use crate::status::Totals;
 use crate::units::{Bytes, Grouped};
 use crate::worker::{ReplayClock, Shared, Taker};
@@ -48,6 +49,8 @@ pub struct Run {
     interval: NanosDelta,
     /// Where heads of the ledger are kept besides, and how often.
     anchors: (Vec<Place>, Duration),
+    /// What is only simulated, if anything is.
+    simulation: Option<Simulation>,
     /// Capabilities that the threads keep.
     pub kept: Kept,
     /// One for each worker.
@@ -80,11 +83,12 @@ impl Run {
     /// # Errors
     /// The store cannot be used, and why.
     pub fn open(config: &Config, started: Nanos, sources: &[usize]) -> Result<Self> {
-        let store = OwnedStore::open_with_key(
-            &config.store,
-            config.sensor.as_deref(),
-            config.key.as_deref(),
-        )?;
+        let purpose = match config.simulation {
+            Some(_) => Purpose::Simulation,
+            None => Purpose::Record,
+        };
+        let (sensor, key) = (config.sensor.as_deref(), config.key.as_deref());
+        let store = OwnedStore::open_for(&config.store, sensor, key, purpose)?;
         Self::over(store, config, started, sources)
     }
 
@@ -120,19 +124,26 @@ impl Run {
         let lanes = workers.iter().map(|worker| Arc::new(Lane::new(worker.worker))).collect();
         let disk = Arc::new(Disk::default());
         disk.look(&store);
+        let blind = Blindness::default();
+        if let Some(simulation) = &config.simulation {
+            // From before the first line until after the last one: every line says it.
+            let subject = Subject::sensor(BlindCause::Simulated);
+            blind.begin(subject, started, &simulation.to_string());
+        }
         Ok(Self {
             kept: Kept::for_store(&config.store),
             id,
             flow,
             snaplen: config.snaplen.unwrap_or(capture_store::pcap::MAX_SNAPLEN),
             interval: config.ledger_interval,
+            simulation: config.simulation,
             anchors: (config.anchors.clone(), config.anchor_interval),
             workers,
             lanes,
             names: Arc::default(),
             files: Arc::new(Mutex::new(Vec::new())),
             totals: Arc::default(),
-            blind: Arc::default(),
+            blind: Arc::new(blind),
             disk,
             notes,
             notes_out,
@@ -185,6 +196,7 @@ impl Run {
             dir: self.store.layout().worker(worker),
             next_sequence: self.store.next_sequence(worker)?,
             spec: self.segment_spec(worker, bytes, LinkType::ETHERNET),
+            in_memory: self.simulates_disk(),
         })
     }
 
@@ -215,7 +227,9 @@ impl Run {
         };
         let (seals, news) = (self.seals_out.clone(), self.news.clone());
         let store = Arc::clone(&self.store);
-        Sealer::start(store, &self.lanes, seals, SealPolicy::default(), news, after)
+        // What no disk has nobody seals.
+        let lanes = if self.simulates_disk() { &[][..] } else { &self.lanes };
+        Sealer::start(store, lanes, seals, SealPolicy::default(), news, after)
     }
 
     fn flush(
@@ -266,8 +280,20 @@ impl Run {
         })
     }
 
+    fn simulates_disk(&self) -> bool {
+        self.simulation.is_some_and(|simulation| simulation.disk)
+    }
+
     /// What is recorded and what is left out, in words.
     fn policy(&self) -> String {
+        let frames = self.frames_policy();
+        match &self.simulation {
+            Some(simulation) => format!("SIMULATION, {simulation}: {frames}"),
+            None => frames,
+        }
+    }
+
+    fn frames_policy(&self) -> String {
         if self.snaplen >= capture_store::pcap::MAX_SNAPLEN {
             "every frame, whole".to_owned()
         } else {
@@ -339,6 +365,24 @@ impl Run {
             packet_bytes: self.disk.packets(),
             session_bytes: self.disk.sessions(),
         }
+    }
+
+    /// What a simulation has found out: frames came for so long, and everything was written and
+    /// sealed after so long. To be asked for when every thread has ended; `None` if nothing was
+    /// simulated.
+    #[must_use]
+    pub fn summary(&self, lasted: Duration, ended: Duration) -> Option<Summary> {
+        let simulation = self.simulation?;
+        let totals = self.totals();
+        let workers = self.workers.iter();
+        Some(Summary {
+            simulation,
+            lasted,
+            settled: ended.saturating_sub(lasted),
+            ring_losses: totals.ring_losses,
+            rows_lost: totals.rows_lost,
+            workers: workers.map(|one| (one.counters.read(), one.time_on_core())).collect(),
+        })
     }
 
     /// Says at the end what there was, and complains about what does not add up.

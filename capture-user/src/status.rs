@@ -41,6 +41,7 @@ pub struct Totals {
 #[derive(Debug)]
 pub struct Status {
     quiet: bool,
+    simulated: bool,
     terminal: bool,
     shown: bool,
     last: Instant,
@@ -48,11 +49,12 @@ pub struct Status {
 }
 
 impl Status {
-    /// Nothing shown yet.
+    /// Nothing shown yet. What is shown of a simulation says that it is one.
     #[must_use]
-    pub fn new(quiet: bool) -> Self {
+    pub fn new(quiet: bool, simulated: bool) -> Self {
         Self {
             quiet,
+            simulated,
             terminal: io::stderr().is_terminal(),
             shown: false,
             last: Instant::now(),
@@ -68,6 +70,9 @@ impl Status {
             return;
         }
         let mut line = line(&self.before, totals, elapsed);
+        if self.simulated {
+            line.insert_str(0, "SIMULATED ");
+        }
         let blind = blind();
         if !blind.is_empty() {
             let _ = write!(line, " | BLIND: {}", blind.join(", "));

@@ -92,6 +92,44 @@ pub fn parse_bytes(text: &str) -> Result<u64, UnitError> {
     scaled(whole, decimals, scale).ok_or_else(|| UnitError::TooLarge { text: text.to_owned() })
 }
 
+/// How much comes in a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameRate {
+    /// So many frames.
+    Frames(u64),
+    /// So many bits of frames.
+    Bits(u64),
+}
+
+/// Parses a rate: `1.5Mpps`, `200kpps`, `10Gbit`, `800Mbit/s`; a number alone is of frames.
+///
+/// # Errors
+/// Says what is wrong with the text.
+pub fn parse_frame_rate(text: &str) -> Result<FrameRate, UnitError> {
+    let (whole, decimals, unit) = split(text, "1.5Mpps or 10Gbit/s")?;
+    let unit = unit.to_ascii_lowercase();
+    let (prefix, bits) = match unit.strip_suffix("pps") {
+        Some(prefix) => (prefix, false),
+        None => match unit.strip_suffix("/s").unwrap_or(&unit).strip_suffix("bit") {
+            Some(prefix) => (prefix, true),
+            None => (unit.as_str(), false),
+        },
+    };
+    let scale = match prefix {
+        "" => 1,
+        "k" => 1_000,
+        "m" => 1_000_000,
+        "g" => 1_000_000_000,
+        _ => {
+            let known = "pps, kpps, Mpps, bit/s, kbit/s, Mbit/s, Gbit/s";
+            return Err(UnitError::UnknownUnit { unit, what: "rate", known });
+        }
+    };
+    let rate = scaled(whole, decimals, scale)
+        .ok_or_else(|| UnitError::TooLarge { text: text.to_owned() })?;
+    Ok(if bits { FrameRate::Bits(rate) } else { FrameRate::Frames(rate) })
+}
+
 /// Parses a length of time: `30` (seconds), `500ms`, `5min`, `1.5h`, `2d`.
 ///
 /// # Errors
@@ -218,6 +256,17 @@ mod tests {
         assert_eq!(parse_duration("0.25s"), Ok(Duration::from_millis(250)));
         assert!(parse_duration("9999999d").is_err());
         assert!(parse_duration("soon").is_err());
+    }
+
+    #[test]
+    fn rates() {
+        assert_eq!(parse_frame_rate("200"), Ok(FrameRate::Frames(200)));
+        assert_eq!(parse_frame_rate("1.5Mpps"), Ok(FrameRate::Frames(1_500_000)));
+        assert_eq!(parse_frame_rate("10 Gbit/s"), Ok(FrameRate::Bits(10_000_000_000)));
+        assert_eq!(parse_frame_rate("800Mbit"), Ok(FrameRate::Bits(800_000_000)));
+        assert!(parse_frame_rate("Mpps").is_err());
+        assert!(parse_frame_rate("5 MiB/s").is_err());
+        assert!(parse_frame_rate("99999999999Gpps").is_err());
     }
 
     #[test]

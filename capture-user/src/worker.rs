@@ -4,6 +4,7 @@ use std::array;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::{self, Thread};
+use std::time::Duration;
 
 use capture_flow::config::ConfigError;
 use capture_flow::config::FlowConfig;
@@ -38,6 +39,8 @@ pub struct Shared {
     /// Canaries on their way to the flush thread.
     pub canaries: Inbox,
     ended: AtomicBool,
+    /// Nanoseconds of processor time that the worker took; told at its end.
+    on_core_ns: AtomicU64,
 }
 
 impl Shared {
@@ -50,7 +53,22 @@ impl Shared {
             updates: ArrayQueue::new(HAND_OFF),
             canaries: Inbox::default(),
             ended: AtomicBool::new(false),
+            on_core_ns: AtomicU64::new(0),
         }
+    }
+
+    /// The calling thread, which is the worker's, has done its work: notes what that took.
+    pub fn note_time_on_core(&self) {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        let time = Duration::try_from(time).unwrap_or_default();
+        let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.on_core_ns.store(ns, Ordering::Relaxed);
+    }
+
+    /// The processor time that the worker took; nothing before its end.
+    #[must_use]
+    pub fn time_on_core(&self) -> Duration {
+        Duration::from_nanos(self.on_core_ns.load(Ordering::Relaxed))
     }
 
     /// The worker has ended: it shows no sign of life any more.
@@ -297,7 +315,7 @@ impl ReplayClock {
                 return false;
             }
             flush.unpark();
-            thread::park_timeout(std::time::Duration::from_millis(1));
+            thread::park_timeout(Duration::from_millis(1));
         }
         true
     }

@@ -67,6 +67,8 @@ reasons! {
     SegmentsUnwritable = "segments_unwritable", "packet segments could not be written";
     /// The session log could not be written.
     LogBehind = "log_behind", "the session log could not be written";
+    /// A simulation.
+    Simulated = "simulated", "it was a simulation, which says nothing of any wire";
     /// Frames were lost between the program and its socket.
     RingLoss = "ring_loss", "frames were lost before the sensor took them";
     /// Frames were lost in the NIC.
@@ -138,6 +140,7 @@ impl From<BlindCause> for Reason {
             BlindCause::Silent => Self::Silent,
             BlindCause::SegmentsUnwritable => Self::SegmentsUnwritable,
             BlindCause::LogBehind => Self::LogBehind,
+            BlindCause::Simulated => Self::Simulated,
         }
     }
 }

@@ -17,7 +17,9 @@ use anyhow::Context as _;
 use capture_flow::time::{Nanos, NanosDelta};
 use capture_store::Store;
 use capture_store::key::PublicKey;
-use capture_store::ledger::{self, Chain, FilesCheck, LedgerRead, SealedFile, Vouched};
+use capture_store::ledger::{
+    self, BlindCause, Chain, FilesCheck, LedgerLine, LedgerRead, SealedFile, Vouched,
+};
 use capture_store::sessions::Which;
 
 pub use open::Presence;
@@ -301,7 +303,15 @@ fn witness(
     let said = [&vouched_for.notes, &others.notes, &others.damage].into_iter().flatten();
     proof.notes.extend(said.cloned());
     let rows: Vec<&Row> = vouched_for.found.iter().map(|found| &found.row).collect();
+    // The mark of the store, and of its lines: either alone is enough not to believe it.
+    let marked =
+        |line: &LedgerLine| line.blind.iter().any(|blind| blind.cause == BlindCause::Simulated);
+    let simulated = store.identity().simulated || read.lines.iter().any(marked);
+    if store.identity().simulated {
+        coverage.add(window, Reason::Simulated, String::new());
+    }
     let mut judge = Judge::new(store, &question.filter, key, at, closed);
+    judge.simulated = simulated;
     let mut took = vec![false; rows.len()];
     for (row, took) in rows.iter().zip(&mut took) {
         *took = judge.weigh(place, row, &runs, proof);
@@ -401,6 +411,8 @@ struct Judge<'a> {
     /// Times in which the sensor may have missed frames, once somebody has asked: around the
     /// window, as far as sessions are followed.
     missed: OnceCell<Vec<(Nanos, Nanos)>>,
+    /// Whether its rows are a simulation's: then none is certain.
+    simulated: bool,
 }
 
 impl<'a> Judge<'a> {
@@ -411,7 +423,7 @@ impl<'a> Judge<'a> {
         at: AskedAt,
         window: Window,
     ) -> Self {
-        Self { store, filter, key, at, window, missed: OnceCell::new() }
+        Self { store, filter, key, at, window, missed: OnceCell::new(), simulated: false }
     }
 
     /// Takes a session into the answer if it was there in the window; says whether it was, for
@@ -435,6 +447,11 @@ impl<'a> Judge<'a> {
     fn take(&mut self, store: usize, row: &Row, presence: Presence, proof: &mut Proof) {
         let direction = self.doubts_direction(row);
         let sure = self.filter.judge(row, Doubt { direction, goes_on: false, link: true });
+        if sure == Truth::True && self.simulated {
+            let why = "it is a simulation's, and may never have been on any wire";
+            proof.possible.push(Possible::session(store, row, presence, why));
+            return;
+        }
         if sure == Truth::True {
             proof.sessions.push(Session { store, row: row.clone(), presence });
             return;

@@ -105,6 +105,34 @@ fn reasons(json: &Value) -> Vec<&str> {
 }
 
 #[test]
+fn nothing_that_a_simulation_wrote_is_proof() {
+    let mut lab = lab();
+    lab.session(tcp("192.0.2.7", 22), 21_000, 30_000);
+    lab.minute_with(|second, line| {
+        line.blind.push(Blind {
+            from: at(second * 1000),
+            to: at(second * 1000 + 1000),
+            cause: BlindCause::Simulated,
+            iface: None,
+            queue: None,
+            worker: None,
+            detail: "no disk".into(),
+        });
+    });
+    // Neither that a session was there, nor that none was.
+    for filter in [SSH, "tcp port 9"] {
+        let (code, answer) = lab.ask(filter);
+        assert_eq!((code, &answer["verdict"]), (4, &Value::from("unproven")), "{answer}");
+        assert_eq!(answer["sessions"], Value::Array(Vec::new()), "{answer}");
+        assert_eq!(answer["coverage"]["covered_s"].as_f64(), Some(0.0), "{answer}");
+        assert_eq!(answer["coverage"]["gaps"][0]["reason"], "simulated", "{answer}");
+    }
+    let (_, answer) = lab.ask(SSH);
+    let why = answer["possible"][0].to_string();
+    assert!(why.contains("a simulation's"), "{answer}");
+}
+
+#[test]
 fn nothing_there_and_all_of_it_covered_is_absent() {
     let mut lab = lab();
     lab.session(tcp("192.0.2.7", 22), 1000, 3000);

@@ -14,12 +14,16 @@ use tracing::warn;
 use crate::live::{Assignment, Event, LiveWorker, Orders};
 use crate::recorder::{Recorder, Supply};
 use crate::run::{Run, panic_text};
-use crate::source::af_xdp::{AfXdp, Backend, OpenError};
+use crate::source::Source;
+use crate::source::af_xdp::OpenError;
 use crate::worker::{Pipeline, Taker, WhenFull};
 
 /// Sources that a worker has places for beyond those of the start: queues that appear later, or
 /// that another worker has left.
 pub(super) const SPARE_PLACES: usize = 64;
+
+/// What a worker receives from. One call of a table's function for each batch of frames.
+pub(super) type LiveSource = Box<dyn Source + Send>;
 
 /// A receive queue: the number of its interface, and its own.
 pub(super) type QueueOf = (usize, u32);
@@ -41,7 +45,7 @@ pub(super) struct Crew {
 struct Member {
     core: usize,
     thread: Option<JoinHandle<std::io::Result<()>>>,
-    sources: Sender<Assignment<AfXdp>>,
+    sources: Sender<Assignment<LiveSource>>,
     bell: Arc<OwnedFd>,
     /// Which queue each place is for. A queue that gets another socket keeps its place.
     places: Vec<QueueOf>,
@@ -128,12 +132,14 @@ impl Crew {
             }
             kept.confine();
             // The session table is first touched here, so that its memory is this core's.
-            match Pipeline::new(flow, recorder, shared, WhenFull::Lose) {
+            match Pipeline::new(flow, recorder, Arc::clone(&shared), WhenFull::Lose) {
                 Ok(pipeline) => {
                     pipeline.populate();
                     let _ = begun.send(Ok(()));
                     drop(begun);
-                    LiveWorker::new(number, pipeline, orders, events).run()
+                    let outcome = LiveWorker::new(number, pipeline, orders, events).run();
+                    shared.note_time_on_core();
+                    outcome
                 }
                 Err(error) => {
                     let _ = begun.send(Err(error.into()));
@@ -161,16 +167,17 @@ impl Crew {
     }
 
     /// Has a worker receive a queue from now on, and says at which of the worker's places. `open`
-    /// opens the socket; it is called on the worker's core, so that its memory is near.
+    /// opens the socket, and tells what the caller wants to know of it; it is called on the
+    /// worker's core, so that its memory is near.
     ///
     /// # Errors
     /// What `open` said, or that the worker has no place left.
-    pub(super) fn give(
+    pub(super) fn give<T: Send>(
         &mut self,
         worker: u16,
         queue: QueueOf,
-        open: impl FnOnce() -> Result<AfXdp, OpenError> + Send,
-    ) -> Result<(usize, Backend), ServeError> {
+        open: impl FnOnce() -> Result<(LiveSource, T), OpenError> + Send,
+    ) -> Result<(usize, T), ServeError> {
         let most = self.places.get(usize::from(worker)).copied().unwrap_or(0);
         let member = self.workers.get_mut(usize::from(worker)).ok_or(ServeError::NoWorker)?;
         let known = member.places.iter().position(|known| *known == queue);
@@ -187,16 +194,15 @@ impl Crew {
             });
             opening.join()
         });
-        let source =
+        let (source, told) =
             opened.map_err(|panic| ServeError::Failed(panic_text(&*panic).to_owned()))??;
-        let backend = source.backend();
         if known.is_none() {
             member.places.push(queue);
         }
         let sent = member.sources.send(Assignment { place, source });
         sent.map_err(|_| ServeError::NoWorker)?;
         member.ring();
-        Ok((place, backend))
+        Ok((place, told))
     }
 
     /// The queue that is received at a place of a worker.

@@ -9,7 +9,7 @@ use capture_flow::time::Nanos;
 use capture_store::ledger::BlindCause;
 use tracing::{info, warn};
 
-use super::crew::{Crew, ServeError};
+use super::crew::{Crew, LiveSource, ServeError};
 use super::kernel::KernelSide;
 use super::refusal;
 use crate::args::Mode;
@@ -242,7 +242,9 @@ impl Captured {
         let (program, hook) = (&self.program, self.hook);
         let (place, backend) = tools.crew.give(worker, (self.number, queue), || {
             let open = if wait { AfXdp::open } else { AfXdp::open_now };
-            open(&config, link, program, hook)
+            let socket = open(&config, link, program, hook)?;
+            let backend = socket.backend();
+            Ok((Box::new(socket) as LiveSource, backend))
         })?;
         tools.kernel.serve(self.number, queue, worker, place, backend_name(backend));
         self.served.insert(queue, worker);

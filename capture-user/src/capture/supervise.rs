@@ -1,5 +1,6 @@
 //! Watches over a capture while it runs, mends what blinds it, and ends it in order.
 
+use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -16,6 +17,7 @@ use tracing::{error, info, warn};
 use super::crew::Crew;
 use super::interface::{Captured, Tools};
 use super::kernel::KernelSide;
+use super::made::MadeQueues;
 use crate::blind::Subject;
 use crate::chain;
 use crate::config::CaptureConfig;
@@ -42,6 +44,8 @@ pub(super) struct Supervisor {
     interfaces: Vec<Captured>,
     crew: Crew,
     kernel: KernelSide,
+    /// The frames that are made, where none are captured.
+    made: Option<MadeQueues>,
     watch: LinkWatch,
     flush: FlushThread,
     started: Instant,
@@ -60,7 +64,13 @@ impl Supervisor {
         flush: FlushThread,
         started: Instant,
     ) -> Self {
-        Self { interfaces, crew, kernel, watch, flush, started, looked: None, ended: Vec::new() }
+        let (made, looked, ended) = (None, None, Vec::new());
+        Self { interfaces, crew, kernel, made, watch, flush, started, looked, ended }
+    }
+
+    /// The same, where frames are made instead of captured.
+    pub(super) fn with_made(self, made: Option<MadeQueues>) -> Self {
+        Self { made, ..self }
     }
 
     /// Watches over the capture until it ends, then ends it in order.
@@ -72,7 +82,7 @@ impl Supervisor {
         preparer: Preparer,
         sealer: Sealer,
     ) -> Result<ExitCode> {
-        let mut status = Status::new(config.common.quiet);
+        let mut status = Status::new(config.common.quiet, config.common.simulation.is_some());
         let mut healthy = true;
         loop {
             if let Some(signal) = signals.pending().next() {
@@ -88,7 +98,10 @@ impl Supervisor {
                 Some("a thread of the engine has failed; stopping while the record is whole")
             } else if !self.crew.any_runs() {
                 Some("no worker is left; stopping")
-            } else if !config.heal && !self.interfaces.iter().any(Captured::is_captured) {
+            } else if !config.heal
+                && self.made.is_none()
+                && !self.interfaces.iter().any(Captured::is_captured)
+            {
                 Some("no interface is left to capture; stopping")
             } else {
                 None
@@ -106,6 +119,8 @@ impl Supervisor {
         // XDP first, then the workers drain what already lies in the rings: at the end every
         // frame that the program steered is either received or lost, and counted as such.
         self.flush.announce_end(clock());
+        let lasted = self.started.elapsed();
+        self.made.iter().for_each(MadeQueues::end);
         self.interfaces.iter().for_each(Captured::detach);
         self.crew.stop();
         while self.crew.any_runs() {
@@ -122,6 +137,12 @@ impl Supervisor {
         let sealed = sealer.stop();
         let flushed = self.flush.stop(in_order && sealed.is_ok());
         run.say_farewell(config.common.quiet);
+        if !config.common.quiet
+            && let Some(summary) = run.summary(lasted, self.started.elapsed())
+        {
+            // Nobody may be there to read it.
+            let _ = writeln!(io::stdout(), "{summary}");
+        }
         sealed?;
         flushed?;
         Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -129,7 +150,11 @@ impl Supervisor {
 
     fn is_enough(&self, config: &CaptureConfig, run: &Run) -> bool {
         config.duration.is_some_and(|duration| self.started.elapsed() >= duration)
-            || config.count.is_some_and(|count| run.counts().received >= count)
+            || config.count.is_some_and(|count| match &self.made {
+                // What is in the rings is taken at the end.
+                Some(made) => made.offered() >= count,
+                None => run.counts().received >= count,
+            })
     }
 
     /// Waits for a signal, a change of a link, or until it is time to look.

@@ -6,6 +6,7 @@
 pub mod af_xdp;
 mod clock;
 pub mod file;
+pub mod made;
 mod pcapng;
 mod umem;
 
@@ -172,6 +173,23 @@ pub trait Source {
     /// [`Self::receive`]; none for a source without rings.
     fn lent(&self) -> u64 {
         0
+    }
+}
+
+impl<S: Source + ?Sized> Source for Box<S> {
+    fn receive(
+        &mut self,
+        consume: &mut dyn FnMut(&[SourceFrame<'_>]),
+    ) -> Result<Received, SourceError> {
+        (**self).receive(consume)
+    }
+
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        (**self).readiness()
+    }
+
+    fn counters(&mut self) -> Result<SourceCounters, SourceError> {
+        (**self).counters()
     }
 }
 
