@@ -121,7 +121,7 @@ fn start(config: &CaptureConfig, run: &Run, links: &[Link], cores: &[usize]) -> 
     let taken: Result<(), TakeError> = taken;
     let made = config.common.simulation.and_then(|simulation| simulation.capture);
     let made = made.map(|made| MadeQueues::open(&made, config, run, &mut crew)).transpose();
-    let begun = taken.map_err(anyhow::Error::from).and_then(|()| made);
+    let begun = taken.map_err(anyhow::Error::from).and(made);
     let flush = begun.and_then(|made| {
         let clock = match interfaces.first() {
             Some(captured) => clock_name(captured.program().clock()),

@@ -57,11 +57,9 @@ impl Shared {
         }
     }
 
-    /// The calling thread, which is the worker's, has done its work: notes what that took.
-    pub fn note_time_on_core(&self) {
-        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-        let time = Duration::try_from(time).unwrap_or_default();
-        let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    /// The worker has done its work: notes the processor time that it took for it.
+    pub fn note_time_on_core(&self, took: Duration) {
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.on_core_ns.store(ns, Ordering::Relaxed);
     }
 
@@ -81,6 +79,13 @@ impl Shared {
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
+}
+
+/// The processor time that the calling thread has taken so far.
+#[must_use]
+pub fn time_on_core() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 /// What happens to a session update when the hand-off is full.

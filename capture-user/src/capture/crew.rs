@@ -16,7 +16,7 @@ use crate::recorder::{Recorder, Supply};
 use crate::run::{Run, panic_text};
 use crate::source::Source;
 use crate::source::af_xdp::OpenError;
-use crate::worker::{Pipeline, Taker, WhenFull};
+use crate::worker::{Pipeline, Taker, WhenFull, time_on_core};
 
 /// Sources that a worker has places for beyond those of the start: queues that appear later, or
 /// that another worker has left.
@@ -137,8 +137,10 @@ impl Crew {
                     pipeline.populate();
                     let _ = begun.send(Ok(()));
                     drop(begun);
+                    // What it took to get ready is none of a frame's.
+                    let ready = time_on_core();
                     let outcome = LiveWorker::new(number, pipeline, orders, events).run();
-                    shared.note_time_on_core();
+                    shared.note_time_on_core(time_on_core().saturating_sub(ready));
                     outcome
                 }
                 Err(error) => {
