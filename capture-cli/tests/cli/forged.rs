@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use capture_flow::key::FlowHash;
 use capture_flow::record::{ConnState, History, RowReason, SessionRecord};
-use capture_store::ledger::{Interface, Link, Note, Queue, Worker, Xdp};
+use capture_store::ledger::{Interface, LedgerLine, Link, Note, Queue, Worker, Xdp};
 
 use crate::support::{Sensor, at, errors, tcp};
 
@@ -30,20 +30,7 @@ impl Lab {
         for minute in first..first + count {
             let from = 60 * minute as i64;
             self.sensor.line(minute, from, from + 60, |line| {
-                let xdp = Xdp { seen: 10, steered: 10, ..Xdp::default() };
-                let queue = Queue { worker: Some(0), xdp, received: 10, ..Queue::default() };
-                line.interfaces.push(Interface {
-                    name: "eth0".into(),
-                    link: Link { up: true, ..Link::default() },
-                    queues: vec![queue],
-                    ..Interface::default()
-                });
-                line.workers.push(Worker {
-                    received: 10,
-                    decoded: 10,
-                    written: 10,
-                    ..Worker::default()
-                });
+                carry_ten(line);
                 if stop && minute == first + count - 1 {
                     line.notes.push(Note::CleanStop);
                 }
@@ -205,6 +192,19 @@ fn a_connection_of_which_the_sensor_lost_sight_is_not_denied_until_its_limit_has
     }
 }
 
+/// Ten frames came in the line's time, and were recorded and decoded.
+fn carry_ten(line: &mut LedgerLine) {
+    let xdp = Xdp { seen: 10, steered: 10, ..Xdp::default() };
+    let queue = Queue { worker: Some(0), xdp, received: 10, ..Queue::default() };
+    line.interfaces.push(Interface {
+        name: "eth0".into(),
+        link: Link { up: true, ..Link::default() },
+        queues: vec![queue],
+        ..Interface::default()
+    });
+    line.workers.push(Worker { received: 10, decoded: 10, written: 10, ..Worker::default() });
+}
+
 /// TCP from 10.0.0.1 to 192.0.2.9, cut off within its header.
 fn truncated() -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 22];
@@ -220,12 +220,11 @@ fn a_frame_that_rules_itself_out_must_be_what_was_recorded() {
     for minute in 0..60 {
         let from = 60 * minute as i64;
         lab.sensor.line(minute, from, from + 60, |line| {
-            let mut worker = Worker { received: 1, decoded: 1, written: 1, ..Worker::default() };
-            if minute == 25 {
-                worker.decoded = 0;
+            carry_ten(line);
+            if let Some(worker) = line.workers.first_mut().filter(|_| minute == 25) {
+                worker.decoded -= 1;
                 worker.undecodable.insert("transport_truncated".to_owned(), 1);
             }
-            line.workers.push(worker);
             if minute == 59 {
                 line.notes.push(Note::CleanStop);
             }

@@ -196,7 +196,7 @@ SIMULATED (no capture: the sensor made the frames itself), 10.0 s:
   received         20,000,000 frames  2.00 Mpps
              1.60 Gbit/s
   recorded         20,000,000 frames  2.00 Mpps
-             1.60 Gbit/s, 1.86 GiB 158 MiB/s until it was sealed, 2.0 s later
+             1.60 Gbit/s, 1.86 GiB 159 MiB/s until it was sealed, 2.0 s later
   lost       7 before the worker, 3 no_segment
   worker 0   50 % of its core, 250 ns a frame
   bottleneck the disk: no segment was ready in time. It takes what was recorded, not more";
