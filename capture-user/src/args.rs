@@ -148,7 +148,7 @@ pub struct CaptureArgs {
     #[arg(long, value_enum, default_value_t, help_heading = "Receiving")]
     pub mode: Mode,
 
-    /// Memory that the sensor may take: half of it for frames that wait to be recorded, a quarter for
+    /// Memory that the sensor may take: a quarter of it for frames that wait to be recorded, half for
     /// sessions. The more, the longer a burst it takes without loss. By default an eighth of the
     /// machine's, at most 2GiB for each receive queue
     #[arg(long, value_name = "BYTES", value_parser = units::parse_bytes, help_heading = "Memory")]
@@ -359,7 +359,7 @@ pub struct SessionArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub community_id_seed: u16,
 
-    /// Memory for one worker's sessions; it fixes how many are held at once. By default a quarter of
+    /// Memory for one worker's sessions; it fixes how many are held at once. By default half of
     /// --memory for a capture, 512MiB for a replay
     #[arg(long, value_name = "BYTES", value_parser = units::parse_bytes, help_heading = "Memory")]
     pub table_memory: Option<u64>,

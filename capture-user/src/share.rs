@@ -1,8 +1,8 @@
 //! One number says how much memory a sensor may take; here it is shared out.
 //!
-//! Half of it are buffers that frames wait in, so that a burst which is faster than a worker is
-//! not lost; a quarter are sessions; the rest is for incomplete datagrams, for rows on their way to the
-//! log and for sealing. Segments are files: the page cache holds them, beside this.
+//! A quarter of it are buffers that frames wait in, so that a burst which is faster than a worker is
+//! not lost; half of it are sessions; the rest is for incomplete datagrams, for rows on their way to
+//! the log and for sealing. Segments are files: the page cache holds them, beside this.
 
 use crate::units::Bytes;
 
@@ -34,13 +34,13 @@ impl Shares {
     #[must_use]
     pub fn of(memory: u64, workers: usize, queues: usize, frame_size: u32) -> Self {
         let each = memory / (workers.max(1) as u64);
-        let slots = memory / 2 / (queues.max(1) as u64) / u64::from(frame_size.max(1));
+        let slots = memory / 4 / (queues.max(1) as u64) / u64::from(frame_size.max(1));
         let slots = u32::try_from(slots).unwrap_or(u32::MAX);
         let slots = slots.clamp(*RING_SIZES.start(), *RING_SIZES.end());
         Self {
             // The largest power of two that fits.
             ring_size: 1 << slots.ilog2(),
-            table: each / 4,
+            table: each / 2,
             fragments: (each / 64).clamp(*FRAGMENTS.start(), *FRAGMENTS.end()),
         }
     }
@@ -83,10 +83,10 @@ mod tests {
     #[test]
     fn memory_is_shared_among_workers_and_queues() {
         let one = Shares::of(2 * GIB, 1, 1, 2048);
-        assert_eq!(one, Shares { ring_size: 1 << 19, table: GIB / 2, fragments: 16 << 20 });
+        assert_eq!(one, Shares { ring_size: 1 << 18, table: GIB, fragments: 16 << 20 });
         let tap = Shares::of(2 * GIB, 2, 4, 2048);
-        assert_eq!(tap, Shares { ring_size: 1 << 17, table: GIB / 4, fragments: 16 << 20 });
-        assert_eq!(Shares::of(2 * GIB, 1, 1, 4096).ring_size, 1 << 18);
+        assert_eq!(tap, Shares { ring_size: 1 << 16, table: GIB / 2, fragments: 16 << 20 });
+        assert_eq!(Shares::of(2 * GIB, 1, 1, 4096).ring_size, 1 << 17);
     }
 
     #[test]

@@ -18,6 +18,8 @@ use crate::program::{AttachMode, Program};
 
 /// Ethernet header and two VLAN tags, which an MTU does not count.
 const LINK_HEADERS: u32 = 14 + 8;
+/// Slots and chunks of a socket that is only to find out what a driver can.
+const TRIAL: u32 = 1024;
 /// How long a queue is waited for that a closed socket has not left yet: the kernel takes sockets
 /// apart in the background.
 const BUSY_TRIES: u32 = 40;
@@ -369,11 +371,35 @@ fn bind(
     ];
     let mut refusal = io::Error::from(io::ErrorKind::Unsupported);
     for (_, binding) in ways.into_iter().filter(|(sensible, _)| *sensible) {
+        // Most drivers know no zero-copy, and say so only to a socket with memory: a little of it
+        // will do, for the memory of deep rings takes long to be had.
+        let mut patience = 0;
+        if binding.zero_copy && config.ring_size > TRIAL {
+            let sizes = Sizes { ring: TRIAL, chunks: TRIAL, chunk_bytes: config.frame_size };
+            match Rings::bind(&link.name, config.queue, sizes, binding) {
+                // The kernel takes this socket apart in the background.
+                Ok(_) => patience = BUSY_TRIES,
+                Err(error) if !speaks_of_the_queue(&error) => {
+                    refusal = error;
+                    continue;
+                }
+                Err(_) => {}
+            }
+        }
         // As many as can wait. A zero-copy driver fills its own ring besides.
         let besides = if binding.zero_copy { config.ring_size.min(LENT_AT_FIRST / 2) } else { 0 };
         let chunks = config.ring_size.saturating_add(besides).next_power_of_two();
         let sizes = Sizes { ring: config.ring_size, chunks, chunk_bytes: config.frame_size };
-        match Rings::bind(&link.name, config.queue, sizes, binding) {
+        let bound = loop {
+            match Rings::bind(&link.name, config.queue, sizes, binding) {
+                Err(error) if patience > 0 && error.raw_os_error() == Some(libc::EBUSY) => {
+                    patience -= 1;
+                    std::thread::sleep(BUSY_PAUSE);
+                }
+                other => break other,
+            }
+        };
+        match bound {
             Ok(rings) => return Ok((rings, binding)),
             Err(error) => match error.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES) => {
@@ -392,6 +418,11 @@ fn bind(
         }
     }
     Err(OpenError::Bind { name: name.to_owned(), source: refusal })
+}
+
+/// Whether a refusal is about who asks or who has the queue, and not about the way of binding.
+fn speaks_of_the_queue(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EBUSY))
 }
 
 /// Lets the process lock as much memory as it is allowed to: without CAP_IPC_LOCK the kernel
