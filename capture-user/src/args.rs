@@ -148,8 +148,8 @@ pub struct CaptureArgs {
     #[arg(long, value_enum, default_value_t, help_heading = "Receiving")]
     pub mode: Mode,
 
-    /// Memory that the sensor may take: a quarter of it for frames that wait to be recorded, half for
-    /// sessions. The more, the longer a burst it takes without loss. By default an eighth of the
+    /// Memory that the sensor may take: half of it for sessions, one part in 32 for frames that wait
+    /// to be recorded. The more, the longer a burst it takes without loss. By default an eighth of the
     /// machine's, at most 2GiB for each receive queue
     #[arg(long, value_name = "BYTES", value_parser = units::parse_bytes, help_heading = "Memory")]
     pub memory: Option<u64>,

@@ -1,8 +1,9 @@
 //! One number says how much memory a sensor may take; here it is shared out.
 //!
-//! A quarter of it are buffers that frames wait in, so that a burst which is faster than a worker is
-//! not lost; half of it are sessions; the rest is for incomplete datagrams, for rows on their way to
-//! the log and for sealing. Segments are files: the page cache holds them, beside this.
+//! Half of it are sessions. One part in 32 are buffers that frames wait in, so that a burst which is
+//! faster than a worker is not lost: the kernel has every page of them present and pinned before a
+//! queue is received, also when an interface comes back, and a sensor that waits for memory is blind.
+//! The rest is for incomplete datagrams, for rows on their way to the log and for sealing. Segments are files: the page cache holds them, beside this.
 
 use crate::units::Bytes;
 
@@ -12,6 +13,8 @@ pub const LEAST: u64 = 16 << 20;
 const USUAL_MOST: u64 = 2 << 30;
 /// The part of the machine's memory that a sensor takes unless told otherwise: one in so many.
 const USUAL_PART: u64 = 8;
+/// The part of it that frames wait in: one in so many.
+const BUFFERS: u64 = 32;
 /// Slots of a receive ring.
 pub const RING_SIZES: std::ops::RangeInclusive<u32> = 64..=1 << 20;
 /// For one worker's incomplete datagrams.
@@ -34,7 +37,7 @@ impl Shares {
     #[must_use]
     pub fn of(memory: u64, workers: usize, queues: usize, frame_size: u32) -> Self {
         let each = memory / (workers.max(1) as u64);
-        let slots = memory / 4 / (queues.max(1) as u64) / u64::from(frame_size.max(1));
+        let slots = memory / BUFFERS / (queues.max(1) as u64) / u64::from(frame_size.max(1));
         let slots = u32::try_from(slots).unwrap_or(u32::MAX);
         let slots = slots.clamp(*RING_SIZES.start(), *RING_SIZES.end());
         Self {
@@ -83,10 +86,10 @@ mod tests {
     #[test]
     fn memory_is_shared_among_workers_and_queues() {
         let one = Shares::of(2 * GIB, 1, 1, 2048);
-        assert_eq!(one, Shares { ring_size: 1 << 18, table: GIB, fragments: 16 << 20 });
+        assert_eq!(one, Shares { ring_size: 1 << 15, table: GIB, fragments: 16 << 20 });
         let tap = Shares::of(2 * GIB, 2, 4, 2048);
-        assert_eq!(tap, Shares { ring_size: 1 << 16, table: GIB / 2, fragments: 16 << 20 });
-        assert_eq!(Shares::of(2 * GIB, 1, 1, 4096).ring_size, 1 << 17);
+        assert_eq!(tap, Shares { ring_size: 1 << 13, table: GIB / 2, fragments: 16 << 20 });
+        assert_eq!(Shares::of(2 * GIB, 1, 1, 4096).ring_size, 1 << 14);
     }
 
     #[test]
