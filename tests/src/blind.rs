@@ -202,11 +202,12 @@ impl Watched {
         begun: Moment,
         ended: Moment,
     ) -> Result<Vec<Blind>> {
+        let told = format!("{begun:?} to {ended:?}: {blind:?}");
         blind.retain(|blind| blind.to >= begun.before && blind.from <= ended.after);
         blind.sort_by_key(|blind| blind.from);
-        let told = format!("{begun:?} to {ended:?}: {blind:?}");
-        let from = blind.iter().map(|blind| blind.from).min().context("not in the ledger")?;
-        let to = blind.iter().map(|blind| blind.to).max().context("not in the ledger")?;
+        let missing = || format!("not in the ledger: {told}");
+        let from = blind.iter().map(|blind| blind.from).min().with_context(missing)?;
+        let to = blind.iter().map(|blind| blind.to).max().with_context(missing)?;
         ensure!(from <= begun.after, "it begins too late: {told}");
         ensure!(from >= begun.before - SLACK, "it begins too early: {told}");
         ensure!(to >= ended.before, "it ends too early: {told}");

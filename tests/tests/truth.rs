@@ -59,14 +59,13 @@ enum Fault {
     OwnLinkDown,
     Restarted,
     InterfaceGone,
-    QueueLost,
     SomebodyElse,
     SocketFailed,
     WorkerEnded,
 }
 
 impl Fault {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 11] = [
         Self::Overload,
         Self::Stopped,
         Self::Killed,
@@ -75,7 +74,6 @@ impl Fault {
         Self::OwnLinkDown,
         Self::Restarted,
         Self::InterfaceGone,
-        Self::QueueLost,
         Self::SomebodyElse,
         Self::SocketFailed,
         Self::WorkerEnded,
@@ -119,11 +117,6 @@ impl Fault {
                 wire.remove()?;
                 rest(400);
                 wire.lay()?;
-            }
-            Self::QueueLost => {
-                wire.use_queues(1)?;
-                rest(400);
-                wire.use_queues(QUEUES)?;
             }
             Self::SomebodyElse => {
                 program.signal(Signal::STOP)?;
