@@ -61,11 +61,10 @@ enum Fault {
     InterfaceGone,
     SomebodyElse,
     SocketFailed,
-    WorkerEnded,
 }
 
 impl Fault {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 10] = [
         Self::Overload,
         Self::Stopped,
         Self::Killed,
@@ -76,7 +75,6 @@ impl Fault {
         Self::InterfaceGone,
         Self::SomebodyElse,
         Self::SocketFailed,
-        Self::WorkerEnded,
     ];
 
     /// Does it; gives back the sensor that runs then.
@@ -131,13 +129,6 @@ impl Fault {
                 drop(foreign);
             }
             Self::SocketFailed => fail_once(&program, "getsockopt", "EIO")?,
-            Self::WorkerEnded => {
-                fail_once(&program, "poll,ppoll", "ENOMEM")?;
-                rest(500);
-                // It goes on with the others, and says at the end that one is missing.
-                program.interrupt()?;
-                return sensor::capture(wire, store, &ARGS);
-            }
         }
         Ok(program)
     }
