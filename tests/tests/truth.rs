@@ -14,7 +14,7 @@ use capture_user::link::Link;
 use capture_user::program::Program as XdpProgram;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use stillwire_tests::blind::{detach, fail_once};
+use stillwire_tests::blind::detach;
 use stillwire_tests::traffic::{Frames, Pace};
 use stillwire_tests::verdict::{Span, rest};
 use stillwire_tests::{Namespace, Program, Wire, sensor};
@@ -60,11 +60,10 @@ enum Fault {
     Restarted,
     InterfaceGone,
     SomebodyElse,
-    SocketFailed,
 }
 
 impl Fault {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 9] = [
         Self::Overload,
         Self::Stopped,
         Self::Killed,
@@ -74,7 +73,6 @@ impl Fault {
         Self::Restarted,
         Self::InterfaceGone,
         Self::SomebodyElse,
-        Self::SocketFailed,
     ];
 
     /// Does it; gives back the sensor that runs then.
@@ -128,7 +126,6 @@ impl Fault {
                 rest(700);
                 drop(foreign);
             }
-            Self::SocketFailed => fail_once(&program, "getsockopt", "EIO")?,
         }
         Ok(program)
     }
