@@ -222,6 +222,67 @@ proptest! {
     }
 }
 
+/// Two workers and the joiner, second by second. Holds the joiner to its promise: a frame from before
+/// the moment through which the log is complete is in a row, and that moment keeps up.
+fn promises_are_kept(halves: [&[OwnedFrame]; 2], interim: NanosDelta) {
+    let table = |worker: u16| {
+        SessionTable::new(FlowConfig { worker, halves: true, interim, ..FlowConfig::default() })
+    };
+    let config = JoinConfig { workers: 2, ..JoinConfig::default() };
+    let mut joiner = Joiner::new(config);
+    let mut tables = [table(0).unwrap(), table(1).unwrap()];
+    let mut rest = halves.map(|frames| frames.iter().enumerate().peekable());
+    let end = halves.iter().flat_map(|half| half.iter()).map(|frame| frame.ts).max().unwrap();
+    let mut rows = std::collections::HashMap::new();
+    for second in 0..=end.0 / 1_000_000_000 + 10 {
+        let now = Nanos::from_parts(second, 0);
+        let mut out = |row: SessionRecord| {
+            rows.insert(row.uid, row.frames);
+        };
+        let mut through = now;
+        for (worker, table) in (0..).zip(&mut tables) {
+            let mut sink = Collected::default();
+            while let Some((number, frame)) = rest[worker].next_if(|(_, frame)| frame.ts <= now) {
+                table.observe_batch(&[frame.borrow(number)], &mut sink);
+            }
+            table.advance(now, &mut sink);
+            for update in sink.updates {
+                joiner.offer(worker as u16, update, &mut out);
+            }
+            through = through.min(table.complete_through(now));
+        }
+        joiner.advance(now, &mut out);
+        let through = joiner.complete_through(through);
+        let due = halves.iter().flat_map(|half| half.iter()).filter(|frame| frame.ts < through);
+        let (told, due) = (rows.values().sum::<u64>(), due.count() as u64);
+        assert!(told >= due, "{second} s: of {due} frames {told} are in the log");
+        let late = now - through;
+        let most = NanosDelta(interim.0 + config.wait.0 + 2_000_000_000);
+        assert!(late <= most, "{second} s: complete through {through:?} only");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn what_is_promised_of_halves_is_in_the_log(plan in plan(), interim in 1_i64..8) {
+        let frames = frames(&plan);
+        let (there, back): (Vec<_>, Vec<_>) =
+            frames.into_iter().partition(|frame| frame.bytes[29] == CLIENT.0);
+        promises_are_kept([&there, &back], NanosDelta::from_secs(interim));
+    }
+}
+
+/// A stream that goes one way, which each worker's row every second tells of again.
+#[test]
+fn a_half_that_goes_on_alone_holds_no_promise_up() {
+    let stream: Vec<_> = (0..600)
+        .map(|tenth| make::udp(Nanos(tenth * 100_000_000), CLIENT, SERVER, b"there"))
+        .collect();
+    promises_are_kept([&stream, &[]], NanosDelta::from_secs(1));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 

@@ -780,7 +780,7 @@ mod tests {
         let pipeline = Pipeline::new(flow, recorder, Arc::clone(&shared), WhenFull::Lose);
         let mut pipeline = pipeline.expect("a pipeline");
         feed(&mut pipeline, 0..sessions);
-        pipeline.finish(&[], Nanos(i64::from(sessions)));
+        pipeline.finish(&[], Nanos(i64::from(sessions)), Nanos::MAX);
         std::iter::from_fn(|| shared.updates.pop()).collect()
     }
 

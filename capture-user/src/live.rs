@@ -37,6 +37,8 @@ pub enum Event {
         worker: u16,
         /// Its place among the worker's sources.
         place: usize,
+        /// Until when every frame that arrived was taken from it.
+        since: Nanos,
         /// Why.
         error: SourceError,
     },
@@ -172,7 +174,9 @@ impl<S: Source> LiveWorker<S> {
         if let Some(taker) = self.orders.taker.get() {
             self.pipeline.set_when_full(WhenFull::Wait(taker.clone()));
         }
-        self.pipeline.finish(&self.counts, now);
+        // Where it ends before its time, frames that had arrived are still in the rings.
+        let through = if outcome.is_ok() { Nanos::MAX } else { self.seen_through(now) };
+        self.pipeline.finish(&self.counts, now, through);
         outcome
     }
 
@@ -251,19 +255,25 @@ impl<S: Source> LiveWorker<S> {
             return;
         }
         drop(self.sources.remove(position));
-        let place = self.taps.remove(position).place;
+        let Tap { place, seen_through: since, .. } = self.taps.remove(position);
         if let Some(count) = self.counts.get_mut(place) {
             count.lent = 0;
         }
         self.publish(now);
         if let Some(error) = error {
-            let _ = self.events.send(Event::SourceEnded { worker: self.number, place, error });
+            let worker = self.number;
+            let _ = self.events.send(Event::SourceEnded { worker, place, since, error });
         }
     }
 
     fn publish(&self, now: Nanos) {
+        self.pipeline.publish(&self.counts, now, self.seen_through(now));
+    }
+
+    /// Every frame that arrived before this moment was taken.
+    fn seen_through(&self, now: Nanos) -> Nanos {
         let seen_through = self.taps.iter().map(|tap| tap.seen_through).min();
-        self.pipeline.publish(&self.counts, now, seen_through.unwrap_or(now - IN_KERNEL));
+        seen_through.unwrap_or(now - IN_KERNEL)
     }
 
     /// Asks every source for its own counters, and notices one that has failed.

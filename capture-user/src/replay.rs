@@ -293,7 +293,7 @@ impl<'a> Replay<'a> {
             info!("no frame in any file: nothing was replayed");
             return Ok(());
         }
-        self.pipeline.finish(&self.counts, self.now);
+        self.pipeline.finish(&self.counts, self.now, Nanos::MAX);
         Ok(())
     }
 }

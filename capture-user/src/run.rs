@@ -242,9 +242,12 @@ impl Run {
         canaries: canary::Watch,
     ) -> Result<Flush> {
         let sensor = &self.store.identity().sensor;
+        let usual = JoinConfig::default();
         let join = JoinConfig {
             workers: u16::try_from(self.workers.len()).unwrap_or(u16::MAX),
-            ..JoinConfig::default()
+            // Whoever wants to be told soon is not kept waiting for what may never come.
+            wait: usual.wait.min(self.flow.interim),
+            ..usual
         };
         let policy =
             LogPolicy { community_id_seed: self.flow.community_id_seed, ..LogPolicy::default() };

@@ -261,8 +261,10 @@ impl Pipeline {
         });
     }
 
-    /// The end of the run: every session is written out, every segment handed to be sealed.
-    pub fn finish(&mut self, sources: &[SourceCounts], now: Nanos) {
+    /// The end of the run: every session is written out, every segment handed to be sealed. What
+    /// arrived before `through` was taken; [`Nanos::MAX`] where nothing is left, so that this
+    /// worker keeps nobody waiting any more.
+    pub fn finish(&mut self, sources: &[SourceCounts], now: Nanos, through: Nanos) {
         let mut sink = HandOff {
             recorder: &mut self.recorder,
             shared: &self.shared,
@@ -271,8 +273,7 @@ impl Pipeline {
         };
         self.table.finish(now, &mut sink);
         self.recorder.finish();
-        // This worker keeps nobody waiting any more.
-        self.publish_complete(sources, now, Nanos::MAX);
+        self.publish_complete(sources, now, through);
     }
 
     /// Changes what happens when the hand-off is full.
@@ -394,7 +395,7 @@ pub(crate) mod tests {
         let mut pipeline = pipeline(&shared);
         let sessions = u32::try_from(HAND_OFF).expect("small") + 1_000;
         feed(&mut pipeline, 0..sessions);
-        pipeline.finish(&[], Nanos(i64::from(sessions)));
+        pipeline.finish(&[], Nanos(i64::from(sessions)), Nanos::MAX);
         let counts = shared.counters.read();
         assert_eq!(counts.created, u64::from(sessions));
         assert_eq!(counts.rows, u64::from(sessions));
@@ -423,7 +424,7 @@ pub(crate) mod tests {
         });
         pipeline.set_when_full(WhenFull::Wait(Taker::new(flush.thread().clone(), life)));
         feed(&mut pipeline, 0..sessions);
-        pipeline.finish(&[], Nanos(i64::from(sessions)));
+        pipeline.finish(&[], Nanos(i64::from(sessions)), Nanos::MAX);
         flush.join().expect("every row came");
         assert_eq!(shared.counters.read().rows_lost, 0);
     }
@@ -440,7 +441,7 @@ pub(crate) mod tests {
         pipeline.set_when_full(WhenFull::Wait(Taker::new(thread, life)));
         let sessions = u32::try_from(HAND_OFF).expect("small") + 10;
         feed(&mut pipeline, 0..sessions);
-        pipeline.finish(&[], Nanos(i64::from(sessions)));
+        pipeline.finish(&[], Nanos(i64::from(sessions)), Nanos::MAX);
         assert_eq!(shared.counters.read().rows_lost, 10);
     }
 

@@ -14,7 +14,7 @@ use capture_user::link::Link;
 use capture_user::program::Program as XdpProgram;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use stillwire_tests::blind::detach;
+use stillwire_tests::blind::{detach, fail_once};
 use stillwire_tests::traffic::{Frames, Pace};
 use stillwire_tests::verdict::{Span, rest};
 use stillwire_tests::{Namespace, Program, Wire, sensor};
@@ -60,10 +60,12 @@ enum Fault {
     Restarted,
     InterfaceGone,
     SomebodyElse,
+    SocketFailed,
+    WorkerEnded,
 }
 
 impl Fault {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::Overload,
         Self::Stopped,
         Self::Killed,
@@ -73,6 +75,8 @@ impl Fault {
         Self::Restarted,
         Self::InterfaceGone,
         Self::SomebodyElse,
+        Self::SocketFailed,
+        Self::WorkerEnded,
     ];
 
     /// Does it; gives back the sensor that runs then.
@@ -125,6 +129,14 @@ impl Fault {
                 program.signal(Signal::CONT)?;
                 rest(700);
                 drop(foreign);
+            }
+            Self::SocketFailed => fail_once(&program, "getsockopt", "EIO")?,
+            Self::WorkerEnded => {
+                fail_once(&program, "poll,ppoll", "ENOMEM")?;
+                rest(500);
+                // It goes on with the others, and says at the end that one is missing.
+                program.interrupt()?;
+                return sensor::capture(wire, store, &ARGS);
             }
         }
         Ok(program)

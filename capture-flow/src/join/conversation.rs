@@ -92,6 +92,8 @@ pub(super) struct Conversation {
     pub(super) ended: Nanos,
     /// Whether what belongs to it could not be told.
     pub(super) is_doubted: bool,
+    /// Whether it has a row in the log.
+    pub(super) has_row: bool,
     /// Whether a row holds everything known.
     pub(super) reported: bool,
     /// Tells this conversation from an earlier one under the same key.
@@ -204,6 +206,8 @@ impl Conversation {
         record.uid = *self.uid.get_or_insert(record.uid);
         record.update = self.update;
         self.update = self.update.saturating_add(1);
+        self.has_row = true;
+        self.reported = true;
         record.reason = reason;
         record.flushed_at = now;
         Some(record)

@@ -159,6 +159,7 @@ impl Joiner {
                 due: None,
                 ended: now,
                 is_doubted: false,
+                has_row: before.is_some(),
                 reported: false,
                 serial,
             };
@@ -179,27 +180,38 @@ impl Joiner {
         }
         let over = conversation.directions.iter().flatten().all(Direction::is_final);
         conversation.ended = now;
-        conversation.reported = both && !over;
-        if conversation.reported {
-            conversation.due = None;
-            if let Some(record) = conversation.row(RowReason::Interim, now) {
-                self.stats.records += 1;
-                out(record);
-            }
+        if !conversation.has_row && (over || !both) {
+            // Its first row waits: for the other half, or for either half to go on after all.
+            self.wait(flow, ts, now);
             return;
         }
-        // Wait: for the other half, or for either half to go on after all.
-        self.wait(flow, ts, now);
+        // What is in the log goes on there at once: no frame of it waits to be told of.
+        conversation.due = over.then_some(now + self.config.wait);
+        if let Some(due) = conversation.due {
+            self.looks[WAITING].push_back((due, flow, conversation.serial));
+        }
+        if let Some(record) = conversation.row(RowReason::Interim, now) {
+            self.stats.records += 1;
+            out(record);
+        }
     }
 
-    /// Promises a row of a conversation that began at `ts`.
+    /// Promises a row of a conversation that began at `ts`, unless one is promised already: a half
+    /// that is told of again and again keeps nobody waiting longer than one that is told of once.
     fn wait(&mut self, flow: FlowHash, ts: Nanos, now: Nanos) {
         let Some(conversation) = self.held.get_mut(&flow) else { return };
-        let due = now + self.config.wait;
-        conversation.due = Some(due);
-        self.looks[WAITING].push_back((due, flow, conversation.serial));
-        while self.waiting.back().is_some_and(|&(_, earliest)| earliest >= ts) {
-            self.waiting.pop_back();
+        let mut due = match conversation.due {
+            Some(due) if !conversation.reported => due,
+            _ => {
+                let due = now + self.config.wait;
+                conversation.due = Some(due);
+                self.looks[WAITING].push_back((due, flow, conversation.serial));
+                due
+            }
+        };
+        conversation.reported = false;
+        while let Some((later, _)) = self.waiting.pop_back_if(|&mut (_, earliest)| earliest >= ts) {
+            due = due.max(later);
         }
         self.waiting.push_back((due, ts));
     }
@@ -230,8 +242,8 @@ impl Joiner {
                 let ts = part.record.ts;
                 if conversation.uid.is_none() {
                     conversation.update = part.record.update;
+                    conversation.has_row = false;
                 }
-                conversation.reported = false;
                 self.arrivals[LONE].push_back((flow, conversation.serial));
                 self.wait(flow, ts, now);
             }
@@ -292,12 +304,11 @@ impl Joiner {
             conversation.due = Some(last);
             self.looks[LINGERING].push_back((last, flow, serial));
         }
-        if reason.is_final() || !conversation.reported {
-            conversation.reported = true;
-            if let Some(record) = conversation.row(reason, now) {
-                self.stats.records += 1;
-                out(record);
-            }
+        if (reason.is_final() || !conversation.reported)
+            && let Some(record) = conversation.row(reason, now)
+        {
+            self.stats.records += 1;
+            out(record);
         }
         if reason.is_final() {
             self.held.remove(&flow);

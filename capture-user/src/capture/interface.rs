@@ -27,8 +27,24 @@ const RETRY: Duration = Duration::from_secs(1);
 /// removed one may have more of them.
 const LEAST_PLACES: u32 = 64;
 
-/// What ails an interface, each with what an operator should know.
-type Ailments = BTreeMap<Subject, String>;
+/// What ails an interface.
+type Ailments = BTreeMap<Subject, Ail>;
+
+/// What is known of something that ails an interface.
+#[derive(Clone, Debug)]
+pub(super) struct Ail {
+    /// What an operator should know.
+    pub(super) detail: String,
+    /// Since when, where that is before the last look at which all was well: a socket's failure is
+    /// heard of only then.
+    pub(super) since: Option<Nanos>,
+}
+
+impl From<String> for Ail {
+    fn from(detail: String) -> Self {
+        Self { detail, since: None }
+    }
+}
 
 /// One captured interface.
 pub(super) struct Captured {
@@ -46,8 +62,8 @@ pub(super) struct Captured {
     promiscuous: Option<Promiscuous>,
     /// Queues that have a socket, and whose it is.
     served: BTreeMap<u32, u16>,
-    /// Queues whose socket failed, and why.
-    failed: BTreeMap<u32, String>,
+    /// Queues whose socket failed.
+    failed: BTreeMap<u32, Ail>,
     /// When it was last looked at: what is found now began after that.
     looked_at: Nanos,
     /// Whether it was seen without a link since, or removed.
@@ -151,8 +167,8 @@ impl Captured {
         served.map(|(queue, _)| *queue).collect()
     }
 
-    /// The socket of a queue is closed.
-    pub(super) fn lose(&mut self, queue: u32, failure: Option<String>, kernel: &KernelSide) {
+    /// The socket of a queue is closed, because it failed or for a reason that is told elsewhere.
+    pub(super) fn lose(&mut self, queue: u32, failure: Option<Ail>, kernel: &KernelSide) {
         self.served.remove(&queue);
         if let Some(failure) = failure {
             self.failed.insert(queue, failure);
@@ -307,7 +323,8 @@ impl Captured {
             warn!("blind for a moment: {down}");
             blindness.was(down, from, to, "it went down and came back");
         }
-        let begin = |(subject, detail): (&Subject, &String)| {
+        let begin = |(subject, Ail { detail, since }): (&Subject, &Ail)| {
+            let from = since.map_or(from, |since| from.min(since));
             if blindness.begin(subject.clone(), from, detail) {
                 warn!("blind: {subject}{}{detail}", if detail.is_empty() { "" } else { ", " });
             }
@@ -342,7 +359,8 @@ impl Captured {
 
     fn diagnose(&self, found: Option<&Link>) -> Ailments {
         let mut ails = Ailments::new();
-        let failure = || self.failure.as_ref().map_or(String::new(), |(_, text)| text.clone());
+        let failure =
+            || self.failure.as_ref().map_or(String::new(), |(_, text)| text.clone()).into();
         let own = self.link.as_ref();
         let Some(link) = found.filter(|found| own.is_some_and(|own| own.is(found))) else {
             ails.insert(Subject::interface(BlindCause::InterfaceGone, &self.name), failure());
@@ -350,14 +368,15 @@ impl Captured {
         };
         if !link.runs() {
             let why = if link.up { "no carrier" } else { "it is set down" };
-            ails.insert(Subject::interface(BlindCause::LinkDown, &self.name), why.to_owned());
+            let down = Subject::interface(BlindCause::LinkDown, &self.name);
+            ails.insert(down, why.to_owned().into());
         }
         match &link.xdp {
             _ if self.program.is_attached(link) && !self.has_new_queues => {}
             Some(_) if self.program.is_attached(link) => {
                 let detail = "receive queues were added, of which it does not see every frame";
                 let removed = Subject::interface(BlindCause::XdpRemoved, &self.name);
-                ails.insert(removed, detail.to_owned());
+                ails.insert(removed, detail.to_owned().into());
             }
             None => {
                 ails.insert(Subject::interface(BlindCause::XdpRemoved, &self.name), failure());
@@ -367,15 +386,16 @@ impl Captured {
                     "program {} is attached; `bpftool net show dev {}` tells whose it is",
                     other.program_id, link.name
                 );
-                ails.insert(Subject::interface(BlindCause::XdpReplaced, &self.name), detail);
+                let replaced = Subject::interface(BlindCause::XdpReplaced, &self.name);
+                ails.insert(replaced, detail.into());
             }
         }
         for queue in (0..link.rx_queues.max(1)).filter(|queue| !self.served.contains_key(queue)) {
-            let (cause, detail) = match self.failed.get(&queue) {
-                Some(why) => (BlindCause::SourceFailed, why.clone()),
+            let (cause, ail) = match self.failed.get(&queue) {
+                Some(ail) => (BlindCause::SourceFailed, ail.clone()),
                 None => (BlindCause::QueueUnserved, failure()),
             };
-            ails.insert(Subject::queue(cause, &self.name, queue), detail);
+            ails.insert(Subject::queue(cause, &self.name, queue), ail);
         }
         ails
     }

@@ -15,7 +15,7 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 use tracing::{error, info, warn};
 
 use super::crew::Crew;
-use super::interface::{Captured, Tools};
+use super::interface::{Ail, Captured, Tools};
 use super::kernel::KernelSide;
 use super::made::MadeQueues;
 use crate::blind::Subject;
@@ -216,14 +216,14 @@ impl Supervisor {
     fn hear(&mut self, run: &Run) -> bool {
         for event in self.crew.events() {
             match event {
-                Event::SourceEnded { worker, place, error } => {
+                Event::SourceEnded { worker, place, since, error } => {
                     let failure = match &error {
                         // The interface itself says so.
                         SourceError::InterfaceGone { .. } => None,
-                        other => Some(chain(other)),
+                        other => Some(Ail { detail: chain(other), since: Some(since) }),
                     };
                     if let Some(failure) = &failure {
-                        error!("{failure}; the other sources go on");
+                        error!("{}; the other sources go on", failure.detail);
                     }
                     if let Some((number, queue)) = self.crew.queue_at(worker, place)
                         && let Some(captured) = self.interfaces.get_mut(number)
