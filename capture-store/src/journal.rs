@@ -125,7 +125,7 @@ fn checksum(words: &[u64]) -> u64 {
 
 /// The kernel's boot id, or zero where it cannot be read.
 pub(crate) fn boot_id() -> u128 {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let text = crate::boot::boot_id().unwrap_or_default();
     let hex: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     u128::from_str_radix(&hex, 16).unwrap_or(0)
 }

@@ -8,6 +8,7 @@
 //! Nothing here knows of threads or sockets. What may block (preparing and sealing) is separate
 //! from what a worker calls for each frame ([`segment::ActiveSegment`]).
 
+mod boot;
 pub mod drops;
 pub mod index;
 pub mod journal;

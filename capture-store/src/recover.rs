@@ -17,12 +17,12 @@ use crate::index::{self, IndexHeader, SegmentIndex};
 use crate::journal::{self, Notes, Snapshot};
 use crate::key::PublicKey;
 use crate::layout::{self, TEMPORARY};
-use crate::ledger::{Note, Owed, SealedFile, last_tails};
+use crate::ledger::{Doubt, LastRun, Note, OpenTail, Owed, SealedFile};
 use crate::pcap::{FILE_HEADER_LEN, ReadError, SegmentReader};
 use crate::segment::{DAMAGED, INDEX, JOURNAL, PCAP, SealedSegment, finish_files};
 use crate::sessions::{PendingSeal, partitions, sealed_names};
 use crate::store::Store;
-use crate::time::now;
+use crate::time::{now, to_rfc3339};
 
 /// What was recovered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,8 +38,18 @@ pub struct RecoveryReport {
     /// Bytes that the journals had committed but that are not there: only a power loss or a
     /// damaged disk takes them.
     pub bytes_lost: u64,
-    /// Whether the machine was restarted since, so that pages may be missing.
+    /// Whether the machine was restarted since the run before, so that pages may be missing.
     pub rebooted: bool,
+    /// Frames that the ledger had counted as written and that are in no segment, about: only a
+    /// power loss takes them.
+    #[serde(default)]
+    pub frames_lost: u64,
+    /// From when on they were received, and until when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frames_lost_in: Option<Doubt>,
+    /// Bytes of the session log that the ledger had vouched for but that are not there.
+    #[serde(default)]
+    pub log_bytes_lost: u64,
     /// Live tails of the session log that were sealed.
     pub live_files: u64,
     /// Rows in them.
@@ -66,7 +76,19 @@ impl RecoveryReport {
     /// Whether anything had been left open: the last run did not end in order.
     #[must_use]
     pub fn was_unclean(&self) -> bool {
-        self.segments > 0 || self.live_files > 0 || self.unfinished > 0 || !self.left.is_empty()
+        self.segments > 0
+            || self.live_files > 0
+            || self.unfinished > 0
+            || !self.left.is_empty()
+            || self.frames_lost > 0
+            || self.log_bytes_lost > 0
+    }
+
+    /// Bytes of packets and of the session log that are known to be lost.
+    #[must_use]
+    pub fn all_bytes_lost(&self) -> u64 {
+        let packets = self.bytes_lost;
+        packets.saturating_add(self.torn_bytes).saturating_add(self.log_bytes_lost)
     }
 
     /// Tells the ledger how far the recovery has come: should it be killed, that much is known.
@@ -96,12 +118,17 @@ impl RecoveryReport {
 pub(crate) fn recover(store: &Store, owed: &Owed, key: &PublicKey) -> io::Result<RecoveryReport> {
     let mut report = RecoveryReport { recovered_at: Some(now()), ..RecoveryReport::default() };
     let layout = store.layout();
+    let last = LastRun::find(layout, &store.identity().sensor, key)?;
+    report.rebooted = last.as_ref().is_some_and(LastRun::was_before_restart);
     for name in layout::names_in(&layout.pcap())? {
         if let Some(worker) = layout::worker_of(&name) {
             recover_worker(worker, &layout.worker(worker), &mut report, owed)?;
         }
     }
-    recover_sessions(store, &mut report, owed, key)?;
+    if let Some(last) = last.as_ref().filter(|last| report.rebooted && !last.is_clean()) {
+        miss_frames(last, &mut report, owed)?;
+    }
+    recover_sessions(store, &mut report, owed, last.as_ref())?;
     for dir in [layout.root().to_owned(), layout.ledger(&store.identity().sensor)] {
         remove_temporary(&dir, &mut report)?;
     }
@@ -313,11 +340,56 @@ fn remove_empty(place: &Place, report: &mut RecoveryReport) -> io::Result<()> {
     Ok(())
 }
 
+/// What the ledger counts and no segment has.
+fn miss_frames(last: &LastRun, report: &mut RecoveryReport, owed: &Owed) -> io::Result<()> {
+    let known = owed.inherited();
+    let is_told = |note: &Note| matches!(note, Note::Recovered(before) if before.frames_lost > 0);
+    // A start that failed has told it already.
+    if !known.iter().any(is_told)
+        && let Some(frames) = last.frames_lost(&known)?
+    {
+        report.frames_lost = frames.lost;
+        report.frames_lost_in = Some(Doubt { from: frames.from, to: frames.to });
+    }
+    Ok(())
+}
+
+/// Tells of an open tail if it is not what the last line says.
+fn doubt_tail(
+    store: &Store,
+    last: &LastRun,
+    tail: &OpenTail,
+    report: &mut RecoveryReport,
+    owed: &Owed,
+) -> io::Result<()> {
+    let Some(broken) = last.broken(store.layout().root(), tail)? else { return Ok(()) };
+    let (path, bytes, doubt) = (tail.path.clone(), broken.missing, broken.doubt);
+    let note = if report.rebooted && broken.is_cut {
+        tracing::warn!(
+            "{bytes} bytes of {path} were not on the disk when the machine was restarted: sessions \
+             since {} may be missing",
+            to_rfc3339(doubt.from)
+        );
+        Note::LogCut { path, bytes, doubt }
+    } else {
+        tracing::error!("{path} is not what the sensor had written: somebody has changed it");
+        Note::Altered { path, doubt: Some(doubt) }
+    };
+    // A start that failed has told it already.
+    if !owed.inherited().contains(&note) {
+        if let Note::LogCut { bytes, .. } = note {
+            report.log_bytes_lost = report.log_bytes_lost.saturating_add(bytes);
+        }
+        owed.inherit(&[note]);
+    }
+    Ok(())
+}
+
 fn recover_sessions(
     store: &Store,
     report: &mut RecoveryReport,
     owed: &Owed,
-    key: &PublicKey,
+    last: Option<&LastRun>,
 ) -> io::Result<()> {
     let layout = store.layout();
     // A killed sealing leaves its temporary file in the partition.
@@ -330,12 +402,13 @@ fn recover_sessions(
     }
     let sealed = sealed_names(layout)?;
     // Open tails must begin with what the last line says about them.
-    let tails = last_tails(layout, &store.identity().sensor, key)?;
-    for tail in &tails {
+    let tails = last.map(LastRun::tails).unwrap_or_default();
+    for (last, tail) in
+        last.iter().flat_map(|last| last.tails().iter().map(move |tail| (last, tail)))
+    {
         let stem = Path::new(&tail.path).file_stem().unwrap_or_default().to_string_lossy();
         if !layout.root().join(&tail.path).exists() && !sealed.contains_key(&*stem) {
-            tracing::error!("{} is gone: somebody has removed it", tail.path);
-            owed.inherit(&[Note::Altered { path: tail.path.clone() }]);
+            doubt_tail(store, last, tail, report, owed)?;
         }
     }
     let live = layout.live();
@@ -345,7 +418,6 @@ fn recover_sessions(
         let expected = tails.iter().find(|tail| layout.root().join(&tail.path) == path).cloned();
         let pending = PendingSeal::new(layout, &store.identity().sensor, path.clone());
         let was_open = expected.is_some();
-        let pending = pending.expecting(expected);
         // Its sealing was killed before the last step, so nobody told the ledger. A file that
         // cannot be read is written again.
         let found = sealed.get(stem).and_then(|parquet| pending.sealed_as(parquet));
@@ -358,9 +430,8 @@ fn recover_sessions(
             report.removed += u64::from(layout::remove_if_there(&path)?);
             continue;
         }
-        if let Some(altered) = pending.altered() {
-            tracing::error!("{name} is not what the sensor had written: somebody has changed it");
-            owed.inherit(&[altered]);
+        if let (Some(last), Some(tail)) = (last, &expected) {
+            doubt_tail(store, last, tail, report, owed)?;
         }
         match pending.seal_and_tell(|file| owed.inherit(&[Note::Sealed(file.clone())])) {
             Ok(Some(sealed)) => {

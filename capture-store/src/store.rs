@@ -428,6 +428,12 @@ impl OwnedStore {
         self.owed.owe(notes);
     }
 
+    /// Forgets what the ledger was to be told and that stands in it, on the disk. Blocks; to be
+    /// called now and then.
+    pub fn forget_told(&self) {
+        self.owed.forget();
+    }
+
     /// Takes back what was to be told and did not happen.
     pub(crate) fn disown(&self, note: Note) {
         self.owed.settle(&[note]);

@@ -157,7 +157,7 @@ fn any_note() -> impl Strategy<Value = Note> {
     prop_oneof![
         (any_text(), any_text(), any::<Option<u8>>()).prop_map(|(program, policy, hash)| {
             let hex = |hash| format!("{hash:02x}");
-            Note::Start { program, policy, identity: hash.map(hex), boot_id: hash.map(hex) }
+            Note::Start { program, policy, identity: hash.map(hex) }
         }),
         Just(Note::CleanStop),
         any::<u64>().prop_map(|bytes| Note::TornLine { bytes }),

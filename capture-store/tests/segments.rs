@@ -588,6 +588,36 @@ fn a_note_that_stands_in_the_last_line_is_not_told_again() {
 }
 
 #[test]
+fn what_a_line_tells_is_owed_until_that_line_is_on_the_disk() {
+    for (lost, forgotten) in [(true, false), (false, false), (false, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = small_store(dir.path());
+        let mut ledger = LedgerWriter::open(&store).unwrap();
+        ledger.append(&mut line(0)).unwrap();
+        let sealed = sealed(&store, 1, &[5]).map(Note::Sealed);
+        store.owe(&sealed);
+        let mut told = line(1);
+        told.notes = sealed.to_vec();
+        let day = store.layout().ledger_day("test", told.to);
+        let before = fs::metadata(&day).unwrap().len();
+        ledger.append(&mut told).unwrap();
+        if forgotten {
+            store.forget_told();
+        }
+        assert_eq!(dir.path().join("store/ledger/owed.jsonl").exists(), !forgotten);
+        drop((ledger, store));
+        if lost {
+            // As a power loss does with what the kernel has not written.
+            fs::OpenOptions::new().write(true).open(&day).unwrap().set_len(before).unwrap();
+        }
+        let mut next = line(2);
+        LedgerWriter::open(&small_store(dir.path())).unwrap().append(&mut next).unwrap();
+        let expected: &[Note] = if lost { &sealed } else { &[] };
+        assert_eq!(next.notes, expected, "{lost} {forgotten}");
+    }
+}
+
+#[test]
 fn what_was_done_without_a_line_is_told_by_the_next_run() {
     let dir = tempfile::tempdir().unwrap();
     let store = small_store(dir.path());

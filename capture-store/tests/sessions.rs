@@ -15,7 +15,7 @@ use capture_flow::record::{
     ConnState, History, RowReason, Service, ServiceDetail, SessionRecord, Side, Uid,
 };
 use capture_flow::time::{Nanos, NanosDelta};
-use capture_store::ledger::{LedgerLine, LedgerWriter, Note};
+use capture_store::ledger::{Doubt, LedgerLine, LedgerWriter, Note};
 use capture_store::retention::{Budgets, Retention};
 use capture_store::sessions::{
     LogPolicy, RowNames, Scan, ScanReport, SealSessionsError, SessionLog, SessionRow, column_names,
@@ -642,6 +642,90 @@ fn recovered_rows_are_in_the_ledger_with_the_hash_of_their_file() {
         assert_eq!(sealed[0].blake3, Some(blake3::hash(&content).to_hex().to_string()));
         assert_eq!((sealed[0].bytes, sealed[0].items), (content.len() as u64, 1));
         assert_eq!(sealed[0].first_ts, Nanos(START));
+    }
+}
+
+/// A run with a row and a line each second, written in another start of the machine unless `boot`
+/// says so: its open tail, and where each second's rows end in it.
+fn lines_over_a_tail(dir: &Path, boot: Option<&str>) -> (PathBuf, Vec<u64>) {
+    let store = small_store(dir);
+    let mut log = SessionLog::new(&store, &run(), LogPolicy::default());
+    let mut ledger = LedgerWriter::open(&store).unwrap();
+    let at = |second: i64| Nanos(START + second * 1_000_000_000);
+    let mut ends = Vec::new();
+    for second in 0..4 {
+        let mut line = LedgerLine::new("test", &run(), second as u64, at(second), at(second + 1));
+        // The first line is written before there is a row.
+        if second > 0 {
+            log.append(&record(second as u64, START + second), "eth0").unwrap();
+            log.commit().unwrap();
+            ends.push(log.live_bytes());
+        }
+        line.tails = log.tails();
+        line.complete_through = Some(at(second));
+        line.boot_id = boot.map(str::to_owned);
+        ledger.append(&mut line).unwrap();
+    }
+    (live_file(store.store()), ends)
+}
+
+/// What the next run's first line says of the tail, and how many bytes of the log are lost.
+fn told_of_the_tail(dir: &Path) -> (Vec<Note>, u64) {
+    let store = small_store(dir);
+    let lost = store.recovery().log_bytes_lost;
+    let mut line = LedgerLine::new("test", &run(), 9, Nanos(START), Nanos(START + 1));
+    LedgerWriter::open(&store).unwrap().append(&mut line).unwrap();
+    line.notes.retain(|note| matches!(note, Note::LogCut { .. } | Note::Altered { .. }));
+    (line.notes, lost)
+}
+
+#[test]
+fn a_tail_that_a_restart_cut_is_in_doubt_from_the_last_line_that_it_fulfils() {
+    let second = |n: i64| Nanos(START + n * 1_000_000_000);
+    // How much of it is there, and through when every session has its row.
+    for (keep, through) in [(Some(2), 3), (Some(1), 2), (Some(0), 1), (None, 0)] {
+        for torn in [0, 1] {
+            let dir = tempfile::tempdir().unwrap();
+            let (tail, ends) = lines_over_a_tail(dir.path(), Some("another start of the machine"));
+            let all = ends[2];
+            let left = keep.map_or(0, |keep| ends[keep]) + torn;
+            match keep {
+                Some(_) => File::options().write(true).open(&tail).unwrap().set_len(left).unwrap(),
+                None => fs::remove_file(&tail).unwrap(),
+            }
+            let path = format!("sessions/live/{}", tail.file_name().unwrap().to_str().unwrap());
+            // A start that comes to no line, and one that does: it is told once.
+            drop(small_store(dir.path()));
+            let (notes, _) = told_of_the_tail(dir.path());
+            if left >= all {
+                assert_eq!(notes, []);
+                continue;
+            }
+            let bytes = if keep.is_none() { all } else { all - left };
+            let doubt = Doubt { from: second(through), to: second(4) };
+            assert_eq!(notes, [Note::LogCut { path, bytes, doubt }], "{keep:?} {torn}");
+        }
+    }
+}
+
+#[test]
+fn a_tail_that_is_short_or_changed_without_a_restart_was_altered() {
+    let second = |n: i64| Nanos(START + n * 1_000_000_000);
+    for (boot, changed) in [(None, false), (None, true), (Some("another start"), true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (tail, ends) = lines_over_a_tail(dir.path(), boot);
+        let mut bytes = fs::read(&tail).unwrap();
+        bytes.truncate(ends[1] as usize);
+        if changed {
+            // In the first of two batches.
+            bytes[ends[0] as usize - 9] ^= 1;
+        }
+        fs::write(&tail, bytes).unwrap();
+        let (notes, lost) = told_of_the_tail(dir.path());
+        let from = if changed { second(0) } else { second(2) };
+        let doubt = Some(Doubt { from, to: second(4) });
+        let path = format!("sessions/live/{}", tail.file_name().unwrap().to_str().unwrap());
+        assert_eq!((notes, lost), (vec![Note::Altered { path, doubt }], 0), "{boot:?} {changed}");
     }
 }
 

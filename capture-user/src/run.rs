@@ -102,14 +102,19 @@ impl Run {
         let recovery = store.recovery();
         if recovery.was_unclean() {
             warn!(
-                "the last run ended uncleanly; recovered {} segments with {} frames ({}), {} files \
-                 of the session log with {} rows; {} lost",
+                "the last run ended uncleanly{}; recovered {} segments with {} frames ({}), {} files \
+                 of the session log with {} rows; {} lost{}",
+                if recovery.rebooted { ", and the machine was restarted" } else { "" },
                 recovery.segments,
                 Grouped(recovery.frames),
                 Bytes(recovery.bytes),
                 recovery.live_files,
                 Grouped(recovery.rows),
-                Bytes(recovery.bytes_lost.saturating_add(recovery.torn_bytes)),
+                Bytes(recovery.all_bytes_lost()),
+                match recovery.frames_lost {
+                    0 => String::new(),
+                    frames => format!(", with about {} frames", Grouped(frames)),
+                },
             );
             for left in &recovery.left {
                 warn!("not recovered and left as it is: {left}");
@@ -255,7 +260,6 @@ impl Run {
             program: concat!("stillwired ", env!("CARGO_PKG_VERSION")).to_owned(),
             policy: format!("{}{}{}", self.policy(), signs.policy(), canaries.policy()),
             identity: Some(self.store.store().identity_hash().context("cannot read sensor.json")?),
-            boot_id: (mode == "capture").then(boot_id).flatten(),
         };
         let _ = self.notes.send(start);
         let (places, interval) = &self.anchors;
@@ -418,12 +422,6 @@ impl Run {
             );
         }
     }
-}
-
-/// The kernel's name for the time since the machine was started.
-fn boot_id() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    Some(text.trim().to_owned())
 }
 
 /// The running flush thread.

@@ -34,8 +34,11 @@ macro_rules! reasons {
 reasons! {
     /// No sensor ran.
     NoSensor = "no_sensor", "no sensor ran";
-    /// The sensor was killed or the machine failed, and what it still held in memory is gone.
+    /// The sensor was killed, and what it still held in memory is gone.
     UncleanEnd = "unclean_end", "the sensor ended uncleanly";
+    /// The same, and another start of the machine's kernel wrote the next line.
+    MachineRestarted = "machine_restarted",
+        "the sensor ended uncleanly and the machine was restarted";
     /// The log is not complete through it yet; asking again later can tell.
     NotYet = "not_yet", "the log is not complete through this yet";
     /// The ledger has no line for it although the run went on.

@@ -7,6 +7,7 @@ use capture_store::DropReason;
 use capture_store::ledger::{
     Blind, BlindCause, Damage, Interface, LedgerLine, LedgerRead, Nic, Note, imbalances,
 };
+use capture_store::recover::RecoveryReport;
 
 use super::rings::Rings;
 use super::{AskedAt, Coverage, Gap, Kept, Reason, length};
@@ -22,6 +23,8 @@ const SUSPENDED: NanosDelta = NanosDelta::from_secs(3600);
 /// How long a session may wait for its next row where no line says how long it did: far more than
 /// any interim interval that makes sense.
 const LONGEST_WAIT: NanosDelta = NanosDelta::from_secs(3600);
+/// Why something is missing although the sensor had it, or where it was meanwhile.
+const RESTARTED: &str = "the machine was restarted";
 /// How late a driver may tell what its NIC counted: some ask the hardware every two seconds.
 const NIC_LAG: NanosDelta = NanosDelta::from_secs(2);
 
@@ -257,6 +260,7 @@ fn of_workers(line: &LedgerLine, span: (Nanos, Nanos), gaps: &mut Gaps<'_>) {
 /// What a line says about other times.
 fn of_notes(line: &LedgerLine, gaps: &mut Gaps<'_>, coverage: &mut Coverage) {
     for note in &line.notes {
+        of_recovery(note, gaps);
         let Note::Retired(file) = note else { continue };
         if file.first_ts > file.last_ts {
             continue;
@@ -267,6 +271,35 @@ fn of_notes(line: &LedgerLine, gaps: &mut Gaps<'_>, coverage: &mut Coverage) {
             coverage.packets_retired_through =
                 coverage.packets_retired_through.max(Some(file.last_ts));
         }
+    }
+}
+
+/// What was found missing after an unclean end.
+fn of_recovery(note: &Note, gaps: &mut Gaps<'_>) {
+    match note {
+        Note::LogCut { path, bytes, doubt } => {
+            let more = format!("{bytes} bytes of {path} were not on the disk");
+            let place = RESTARTED.to_owned();
+            gaps.add_with((doubt.from, doubt.to), Reason::RowsLost, 0, place, &more, false);
+        }
+        Note::Altered { path, doubt: Some(doubt) } => {
+            gaps.add((doubt.from, doubt.to), Reason::SessionsChanged, 0, path.clone());
+        }
+        Note::Recovered(report) => {
+            if let Some(lost) = &report.frames_lost_in {
+                // Rows are another record: what is lost of them is told by itself.
+                let (frames, why) = (report.frames_lost, RESTARTED.to_owned());
+                gaps.add_with(
+                    (lost.from, lost.to),
+                    Reason::PacketsNotWritten,
+                    frames,
+                    why,
+                    "",
+                    true,
+                );
+            }
+        }
+        _ => {}
     }
 }
 
@@ -281,7 +314,35 @@ struct Run<'a> {
     lines: Vec<&'a LedgerLine>,
 }
 
+/// How the run before a time without a sensor ended.
+#[derive(Clone, Copy)]
+struct Before<'a> {
+    died: bool,
+    boot_id: Option<&'a str>,
+}
+
+impl Before<'_> {
+    /// Whether the machine was restarted until a later run began.
+    fn restarted(self, next: Option<&Run<'_>>) -> bool {
+        let next = next.and_then(Run::boot_id);
+        self.boot_id.zip(next).is_some_and(|(before, next)| before != next)
+    }
+}
+
 impl Run<'_> {
+    /// Which start of the machine its lines were written in.
+    fn boot_id(&self) -> Option<&str> {
+        self.lines.iter().find_map(|line| line.boot_id.as_deref())
+    }
+
+    /// What it found when it began, after an unclean end.
+    fn recovered(&self) -> Option<&RecoveryReport> {
+        let notes = self.lines.iter().take(1).flat_map(|line| &line.notes);
+        notes
+            .filter_map(|note| if let Note::Recovered(report) = note { Some(report) } else { None })
+            .last()
+    }
+
     fn captures(&self) -> bool {
         self.lines.iter().any(|line| line.mode == "capture")
     }
@@ -343,13 +404,14 @@ fn between_lines(
     }
     let newest = lines.last().map(|line| &line.run);
     let mut reached = gaps.from;
-    let mut died = false;
+    let mut before = Before { died: false, boot_id: None };
     // Where a sensor captures, only that covers its wire: a file replayed into its store says
     // nothing of the time in which it did not run.
     let captures = runs.iter().any(Run::captures);
-    for run in runs.iter().filter(|run| run.captures() || !captures) {
+    let mut counted = runs.iter().filter(|run| run.captures() || !captures).peekable();
+    while let Some(run) = counted.next() {
         if run.from > reached {
-            idle((reached, run.from), died, gaps);
+            idle((reached, run.from), before, Some(run), gaps);
         }
         let is_newest = run.lines.first().map(|line| &line.run) == newest;
         let silent_for = at.now - run.to;
@@ -360,7 +422,12 @@ fn between_lines(
                 None => silent_for < ALIVE,
             };
         if !run.clean && run.complete < run.to {
-            let reason = if alive { Reason::NotYet } else { Reason::UncleanEnd };
+            let ended = Before { died: true, boot_id: run.boot_id() };
+            let reason = match counted.peek() {
+                _ if alive => Reason::NotYet,
+                next if ended.restarted(next.copied()) => Reason::MachineRestarted,
+                _ => Reason::UncleanEnd,
+            };
             gaps.add((run.complete, run.to), reason, 0, String::new());
         }
         if alive && run.to < gaps.to {
@@ -368,14 +435,14 @@ fn between_lines(
             reached = gaps.to;
         }
         reached = reached.max(run.to);
-        died = !run.clean && !alive;
+        before = Before { died: !run.clean && !alive, boot_id: run.boot_id() };
     }
     if reached < gaps.to || runs.is_empty() {
         // A sensor that has just begun has no line yet.
         let begun = if at.is_written == Some(true) { at.now - ALIVE } else { Nanos::MAX };
         let begun = begun.max(reached);
         if begun > reached {
-            idle((reached, gaps.to.min(begun)), died, gaps);
+            idle((reached, gaps.to.min(begun)), before, None, gaps);
         }
         if begun <= gaps.to {
             gaps.add((begun, gaps.to), Reason::NotYet, 0, String::new());
@@ -424,9 +491,18 @@ fn left_out(runs: &[Run<'_>], gaps: &mut Gaps<'_>) {
 }
 
 /// Time without a run: how the one before it ended says why.
-fn idle(span: (Nanos, Nanos), died: bool, gaps: &mut Gaps<'_>) {
-    let reason = if died { Reason::UncleanEnd } else { Reason::NoSensor };
-    gaps.add(span, reason, 0, String::new());
+fn idle(span: (Nanos, Nanos), before: Before<'_>, next: Option<&Run<'_>>, gaps: &mut Gaps<'_>) {
+    // The run before may lie in front of the window: the one behind says what it found.
+    let found = next.and_then(Run::recovered);
+    let died = before.died || found.is_some();
+    let restarted = before.restarted(next) || found.is_some_and(|found| found.rebooted);
+    let (reason, place) = match (died, restarted) {
+        (true, true) => (Reason::MachineRestarted, ""),
+        (true, false) => (Reason::UncleanEnd, ""),
+        (false, true) => (Reason::NoSensor, RESTARTED),
+        (false, false) => (Reason::NoSensor, ""),
+    };
+    gaps.add(span, reason, 0, place.to_owned());
 }
 
 /// What a hole in a run's lines is called.

@@ -258,7 +258,7 @@ fn gaps(sensor: &Coverage, clock: &Clock, look: &Look, out: &mut impl Write) -> 
             write!(out, " ({} frames)", gap.frames_lost)?;
         }
         if gap.packets_only {
-            write!(out, " (the sessions are complete)")?;
+            write!(out, " (the packets alone)")?;
         }
         writeln!(out)?;
     }

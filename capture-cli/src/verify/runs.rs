@@ -58,6 +58,13 @@ impl Runs {
                 self.set_aside |= report.bytes_lost > 0 || report.torn_bytes > 0;
                 self.recoveries.push(recovered(report, place));
             }
+            if let Note::LogCut { path, bytes, doubt } = note {
+                self.recoveries.push(format!(
+                    "{place}: {bytes} bytes of {path} were not on the disk when the machine was \
+                     restarted: sessions since {} may be missing",
+                    to_rfc3339(doubt.from)
+                ));
+            }
         }
         let run = self.runs.entry(line.run.clone()).or_insert_with(|| Run {
             first_seq: u64::MAX,
@@ -195,13 +202,19 @@ fn identities(runs: &[(&RunId, &Run)], now: &str, keyed: bool, findings: &mut Fi
 }
 
 fn recovered(report: &RecoveryReport, place: &str) -> String {
-    let lost = report.bytes_lost.saturating_add(report.torn_bytes);
+    let lost = report.all_bytes_lost();
     let mut text = format!(
-        "{place}: recovered after an unclean end: {} segments with {} frames, {} rows",
-        report.segments, report.frames, report.rows
+        "{place}: recovered after an unclean end{}: {} segments with {} frames, {} rows",
+        if report.rebooted { " and a restart of the machine" } else { "" },
+        report.segments,
+        report.frames,
+        report.rows
     );
     if lost > 0 {
         text.push_str(&format!("; {lost} bytes lost"));
+    }
+    if report.frames_lost > 0 {
+        text.push_str(&format!("; about {} frames lost", report.frames_lost));
     }
     for left in &report.left {
         text.push_str("; left as it is: ");

@@ -2,7 +2,8 @@
 
 use std::io::Write as _;
 
-use capture_store::ledger::{Interface, Link, Note, Queue, SealedFile, Worker, Xdp};
+use capture_store::ledger::{Doubt, Interface, Link, Note, Queue, SealedFile, Worker, Xdp};
+use capture_store::recover::RecoveryReport;
 use capture_store::{DropReason, RowLossReason, RunId};
 use serde_json::Value;
 
@@ -231,6 +232,79 @@ fn an_unclean_end_opens_a_gap_from_what_was_complete() {
         "the sensor died long ago, and sessions of its last two seconds were never logged"
     );
     assert_eq!(json["covered_s"], 3.0);
+}
+
+/// Lines as another start of the machine writes them; the last one ends in order or not.
+fn booted(sensor: &mut Sensor, run: &str, boot: &str, seconds: std::ops::Range<i64>, clean: bool) {
+    sensor.run = RunId::parse(run).expect("a name");
+    for second in seconds.clone() {
+        sensor.line((second - seconds.start) as u64, second, second + 1, |line| {
+            line.boot_id = Some(boot.to_owned());
+            line.complete_through = Some(at(second * 1000));
+            if clean && second + 1 == seconds.end {
+                line.notes.push(Note::CleanStop);
+            }
+        });
+    }
+}
+
+#[test]
+fn a_restart_of_the_machine_is_told_apart_from_a_kill() {
+    for (before, after, clean, expected) in [
+        ("a", "b", false, [gap("machine_restarted", "02", "06", 0)]),
+        ("a", "a", false, [gap("unclean_end", "02", "06", 0)]),
+        ("a", "b", true, [gap("no_sensor", "03", "06", 0)]),
+        ("a", "a", true, [gap("no_sensor", "03", "06", 0)]),
+    ] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+        booted(&mut sensor, "20070202T060000Z-00000001", before, 0..3, clean);
+        booted(&mut sensor, "20070202T060006Z-00000002", after, 6..10, true);
+        assert_eq!(gaps(&json(&sensor, &WINDOW)), expected, "{before} {after} {clean}");
+        let shown = text(&sensor.ask(&["coverage"]));
+        assert_eq!(shown.contains("the machine was restarted"), before != after, "{shown}");
+    }
+}
+
+#[test]
+fn a_window_behind_the_run_before_knows_of_the_restart_from_what_was_recovered() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    booted(&mut sensor, "20070202T060000Z-00000001", "a", 0..3, false);
+    sensor.run = RunId::parse("20070202T060006Z-00000002").expect("a name");
+    sensor.line(0, 6, 10, |line| {
+        line.notes.push(Note::Recovered(RecoveryReport { rebooted: true, ..Default::default() }));
+        line.notes.push(Note::CleanStop);
+    });
+    let window = ["--from", "2007-02-02 06:00:05", "--to", "2007-02-02 06:00:10"];
+    assert_eq!(gaps(&json(&sensor, &window)), [gap("machine_restarted", "05", "06", 0)]);
+}
+
+#[test]
+fn what_a_power_loss_took_from_under_the_ledger_is_a_gap() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut sensor = Sensor::new(&dir.path().join("store"), "s1");
+    sensor.line(0, 0, 10, |line| {
+        let span = |from, to| Doubt { from: at(from), to: at(to) };
+        let path = "sessions/live/a.arrows".to_owned();
+        line.notes.push(Note::LogCut { path: path.clone(), bytes: 7, doubt: span(1000, 3000) });
+        line.notes.push(Note::Altered { path, doubt: Some(span(4000, 5000)) });
+        line.notes.push(Note::Recovered(RecoveryReport {
+            rebooted: true,
+            frames_lost: 12,
+            frames_lost_in: Some(span(6000, 7000)),
+            ..Default::default()
+        }));
+        line.notes.push(Note::CleanStop);
+    });
+    let json = json(&sensor, &WINDOW);
+    let expected = [
+        gap("rows_lost", "01", "03", 0),
+        gap("sessions_changed", "04", "05", 0),
+        gap("packets_not_written", "06", "07", 12),
+    ];
+    assert_eq!(gaps(&json), expected);
+    assert_eq!(json["gaps"][2]["packets_only"], true, "{json:#}");
 }
 
 #[test]

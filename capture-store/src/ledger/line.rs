@@ -42,6 +42,11 @@ pub struct LedgerLine {
     /// Every session with a frame before this moment has a row in the session log.
     #[serde(with = "crate::time::rfc3339::option", default)]
     pub complete_through: Option<Nanos>,
+    /// The kernel's name for the time since the machine was started
+    /// (`/proc/sys/kernel/random/boot_id`): another one than in the line before means that the
+    /// machine was restarted in between. Set by the writer, unless it is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
     /// Where frames come from: `capture` or `replay`.
     pub mode: String,
     /// Captured interfaces.
@@ -98,6 +103,7 @@ impl LedgerLine {
             to,
             written_at: Nanos(0),
             complete_through: None,
+            boot_id: None,
             mode: "capture".to_owned(),
             interfaces: Vec::new(),
             files: Vec::new(),
@@ -489,6 +495,17 @@ impl SealedFile {
     }
 }
 
+/// Time in which rows that the log had are not to be relied on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doubt {
+    /// Every session with a frame before this moment has a row all the same.
+    #[serde(with = "crate::time::rfc3339")]
+    pub from: Nanos,
+    /// End of the last interval that the run wrote a line of.
+    #[serde(with = "crate::time::rfc3339")]
+    pub to: Nanos,
+}
+
 /// Something that happened in the interval.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "note", rename_all = "snake_case")]
@@ -502,11 +519,6 @@ pub enum Note {
         /// BLAKE3 of `sensor.json`, in hex: the run is bound to this identity.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         identity: Option<String>,
-        /// The kernel's name for the time since the machine was started
-        /// (`/proc/sys/kernel/random/boot_id`), in a capture: another one than the run's before
-        /// means that the machine was restarted in between.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        boot_id: Option<String>,
     },
     /// The run ended in order: everything is sealed. Without this note in a run's last line, it
     /// ended uncleanly.
@@ -522,6 +534,19 @@ pub enum Note {
     Altered {
         /// The open tail's path within the store.
         path: String,
+        /// What is in doubt by that, where a recovery found it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        doubt: Option<Doubt>,
+    },
+    /// A file of the session log is shorter than it had been, and the machine was restarted: its
+    /// end was not on the disk yet.
+    LogCut {
+        /// The open tail's path within the store.
+        path: String,
+        /// Bytes that are not there.
+        bytes: u64,
+        /// What is lost with them.
+        doubt: Doubt,
     },
     /// The chain's last line was torn; `prev` hashes what is left of it.
     TornLine {

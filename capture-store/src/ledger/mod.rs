@@ -7,6 +7,7 @@
 mod anchor;
 mod balance;
 mod chain;
+mod last_run;
 mod line;
 mod owed;
 mod reader;
@@ -17,8 +18,8 @@ pub use anchor::Anchor;
 pub use balance::{Imbalance, imbalances};
 pub use chain::{Break, BreakKind, Chain, ChainFold, Head, Place, Torn};
 pub use line::{
-    Blind, BlindCause, Canary, Clock, Interface, LedgerLine, Link, Nic, Note, OpenTail, Queue,
-    ReplayedFile, Rows, SealedFile, Silence, Socket, Worker, Xdp,
+    Blind, BlindCause, Canary, Clock, Doubt, Interface, LedgerLine, Link, Nic, Note, OpenTail,
+    Queue, ReplayedFile, Rows, SealedFile, Silence, Socket, Worker, Xdp,
 };
 pub(crate) use owed::Owed;
 pub use owed::owed;
@@ -30,4 +31,4 @@ pub use vouched::{
 };
 pub use writer::{LedgerError, LedgerWriter};
 
-pub(crate) use writer::last_tails;
+pub(crate) use last_run::LastRun;

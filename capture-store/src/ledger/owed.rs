@@ -5,10 +5,14 @@
 //! line, and a run can be killed before its next. So such notes lie in `ledger/owed.jsonl`, one a
 //! line, from the deed until a line of the ledger has them.
 //!
+//! It is on the disk before the deed is done, and stays there until the line is: a power loss may
+//! take the newest lines of the ledger, and a file that no line knows looks like somebody else's.
+//!
 //! Each is signed: the next run signs what it finds there into the ledger, and must not do so for
 //! whoever else can write to the store.
 
-use std::fs::OpenOptions;
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -30,6 +34,9 @@ use super::writer::append_whole;
 pub(crate) struct Owed {
     path: PathBuf,
     key: Arc<SecretKey>,
+    /// Held while the file is written, and taken first: who only looks at the notes does not wait
+    /// for the disk.
+    file: Mutex<()>,
     notes: Mutex<Notes>,
 }
 
@@ -39,6 +46,10 @@ struct Notes {
     inherited: Vec<Note>,
     /// Of this run, which brings them to the ledger itself.
     own: Vec<Note>,
+    /// Among those of this run, the ones in lines that may not be on the disk yet.
+    standing: Vec<Note>,
+    /// The day files with those lines.
+    days: BTreeSet<PathBuf>,
     /// Whether the file may hold something.
     on_disk: bool,
     /// Whether the file could not be written, and that was said.
@@ -64,73 +75,121 @@ impl Owed {
             remember(&mut notes.inherited, note);
         }
         let (path, key) = (path.to_owned(), Arc::clone(key));
-        Ok(Self { path, key, notes: Mutex::new(notes) })
+        Ok(Self { path, key, file: Mutex::default(), notes: Mutex::new(notes) })
     }
 
     /// Remembers what the recovery at this start did.
     pub(crate) fn inherit(&self, notes: &[Note]) {
-        let mut all = self.lock();
-        notes.iter().for_each(|note| remember(&mut all.inherited, note.clone()));
-        self.write(&mut all, notes);
+        let _file = lock(&self.file);
+        notes.iter().for_each(|note| remember(&mut lock(&self.notes).inherited, note.clone()));
+        self.write(notes);
     }
 
     /// Remembers what this run did, should it end before a line says so.
     pub(crate) fn owe(&self, notes: &[Note]) {
-        let mut all = self.lock();
-        notes.iter().for_each(|note| remember(&mut all.own, note.clone()));
-        self.write(&mut all, notes);
+        let _file = lock(&self.file);
+        notes.iter().for_each(|note| remember(&mut lock(&self.notes).own, note.clone()));
+        self.write(notes);
     }
 
     /// What was done before this run and still stands nowhere.
     pub(crate) fn inherited(&self) -> Vec<Note> {
-        self.lock().inherited.clone()
+        lock(&self.notes).inherited.clone()
     }
 
-    /// Forgets what stands in the ledger now, or did not happen after all.
+    /// Forgets what stands in the ledger, on the disk, or did not happen after all.
     pub(crate) fn settle(&self, written: &[Note]) {
-        let mut all = self.lock();
-        if !all.on_disk && all.own.is_empty() && all.inherited.is_empty() {
+        let _file = lock(&self.file);
+        let mut all = lock(&self.notes);
+        let settled = |note: &Note| !written.contains(note);
+        all.inherited.retain(settled);
+        all.own.retain(settled);
+        all.standing.retain(settled);
+        drop(all);
+        self.rewrite();
+    }
+
+    /// These stand in a line of a day file, which may not be on the disk yet.
+    pub(crate) fn stands(&self, written: &[Note], day: &Path) {
+        let mut all = lock(&self.notes);
+        let Notes { own, standing, days, .. } = &mut *all;
+        let before = standing.len();
+        standing.extend(own.extract_if(.., |note| written.contains(note)));
+        if standing.len() > before {
+            days.insert(day.to_owned());
+        }
+    }
+
+    /// Forgets what stands in the ledger, once that is on the disk. Blocks.
+    pub(crate) fn forget(&self) {
+        let mut all = lock(&self.notes);
+        if all.standing.is_empty() {
             return;
         }
-        let Notes { inherited, own, .. } = &mut *all;
-        inherited.retain(|note| !written.contains(note));
-        own.retain(|note| !written.contains(note));
-        let left: Vec<&Note> = inherited.iter().chain(&*own).collect();
-        match self.write_all(&left) {
-            Ok(()) => all.on_disk = !left.is_empty(),
+        let (standing, days) = (all.standing.clone(), std::mem::take(&mut all.days));
+        drop(all);
+        match days.iter().try_for_each(|day| File::open(day)?.sync_data()) {
+            Ok(()) => self.settle(&standing),
+            Err(error) => {
+                lock(&self.notes).days.extend(days);
+                self.complain("bring the ledger to the disk, so it stays in", &error);
+            }
+        }
+    }
+
+    /// Writes all that is left.
+    fn rewrite(&self) {
+        let all = lock(&self.notes);
+        let left: Vec<Note> =
+            [&all.inherited, &all.own, &all.standing].into_iter().flatten().cloned().collect();
+        if left.is_empty() && !all.on_disk {
+            return;
+        }
+        drop(all);
+        let written = if left.is_empty() {
+            layout::remove_if_there(&self.path).map(drop)
+        } else {
+            lines(&self.key, &left).and_then(|text| layout::write_whole(&self.path, &text, true))
+        };
+        match written {
+            Ok(()) => lock(&self.notes).on_disk = !left.is_empty(),
             // It holds too much then, which costs a note that stands in the ledger twice.
-            Err(error) => self.complain(&mut all, &error),
+            Err(error) => self.complain("write", &error),
         }
     }
 
-    fn write_all(&self, notes: &[&Note]) -> io::Result<()> {
-        if notes.is_empty() {
-            return layout::remove_if_there(&self.path).map(drop);
-        }
-        layout::write_whole(&self.path, &lines(&self.key, notes.iter().copied())?, false)
-    }
-
-    fn write(&self, all: &mut Notes, notes: &[Note]) {
+    fn write(&self, notes: &[Note]) {
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(FILE_MODE);
-        let written = lines(&self.key, notes)
-            .and_then(|text| append_whole(&mut options.open(&self.path)?, &text));
+        let is_new = !lock(&self.notes).on_disk;
+        let written = lines(&self.key, notes).and_then(|text| {
+            let mut file = options.open(&self.path)?;
+            append_whole(&mut file, &text)?;
+            file.sync_data()?;
+            match self.path.parent() {
+                Some(dir) if is_new => layout::sync_dir(dir),
+                _ => Ok(()),
+            }
+        });
         match written {
-            Ok(()) => (all.on_disk, all.told) = (true, false),
+            Ok(()) => {
+                let mut all = lock(&self.notes);
+                (all.on_disk, all.told) = (true, false);
+            }
             // The run itself still brings them to the ledger.
-            Err(error) => self.complain(all, &error),
+            Err(error) => self.complain("write", &error),
         }
     }
 
-    fn complain(&self, all: &mut Notes, error: &io::Error) {
-        if !std::mem::replace(&mut all.told, true) {
-            tracing::warn!("cannot write {}: {error}", self.path.display());
+    fn complain(&self, doing: &str, error: &io::Error) {
+        if !std::mem::replace(&mut lock(&self.notes).told, true) {
+            tracing::warn!("cannot {doing} {}: {error}", self.path.display());
         }
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Notes> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Takes a note in. What is told again, since the first time was perhaps followed by a kill, is

@@ -197,7 +197,7 @@ impl Vouched {
                         self.again.insert(file.path.clone());
                     }
                 }
-                Note::Altered { path } => {
+                Note::Altered { path, .. } => {
                     self.altered.insert(path.clone());
                 }
                 Note::Retired(file) => {

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::boot::boot_id;
 use crate::key::{Domain, PublicKey, SecretKey};
 use crate::layout::{self, FILE_MODE, Layout};
 use crate::signed::{self, Signature};
@@ -13,11 +14,13 @@ use crate::store::OwnedStore;
 use crate::time::now;
 
 use super::anchor::Anchor;
-use super::line::{LedgerLine, Note, OpenTail};
+use super::line::{LedgerLine, Note};
 use super::owed::Owed;
 
 /// Most bytes of a line that are looked at when the chain's end is searched.
 pub(super) const LINE_LIMIT: u64 = 16 << 20;
+/// Bytes of lines that a run may write until it forgets what the first of them says: some seconds.
+const FORGETTING: u64 = 4 << 20;
 /// The hash before the first line.
 pub(super) const NO_HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
@@ -58,6 +61,7 @@ pub struct LedgerWriter {
     /// What is wrong with the line that the chain goes on from.
     doubt: Option<String>,
     owed: Arc<Owed>,
+    boot_id: Option<String>,
 }
 
 impl LedgerWriter {
@@ -80,8 +84,9 @@ impl LedgerWriter {
             torn: None,
             doubt: None,
             owed: store.owed(),
+            boot_id: boot_id(),
         };
-        let mut told = Vec::new();
+        let mut newest = None;
         let public = store.key().public();
         for name in layout::names_in(&dir).map_err(LedgerError::io(&dir))? {
             if !name.ends_with(".ndjson") {
@@ -101,7 +106,7 @@ impl LedgerWriter {
                         "line {seq} of the chain, the last one before, is not signed by this sensor"
                     )
                 });
-                told = end.notes;
+                newest = Some(path);
             }
         }
         if let Some(doubt) = &writer.doubt {
@@ -109,8 +114,10 @@ impl LedgerWriter {
                 "{doubt}: somebody has changed the ledger; `stillwire verify` says more"
             );
         }
-        // A run that was killed between its last line and forgetting what the line says.
-        writer.owed.settle(&told);
+        // A run that was killed between a line and forgetting what the line says.
+        if let Some(newest) = newest.filter(|_| !writer.owed.inherited().is_empty()) {
+            writer.owed.settle(&newest_notes(&newest).map_err(LedgerError::io(&newest))?);
+        }
         Ok(writer)
     }
 
@@ -133,11 +140,15 @@ impl LedgerWriter {
             }
         }
         let mut notes = self.owed.inherited();
+        let inherits = !notes.is_empty();
         notes.retain(|note| !line.notes.contains(note));
         drop(line.notes.splice(..0, notes));
         line.seq = self.next_seq;
         line.prev.clone_from(&self.prev);
         line.written_at = now();
+        if line.boot_id.is_none() {
+            line.boot_id.clone_from(&self.boot_id);
+        }
         line.sig.clear();
         let mut text = serde_json::to_vec(line)?;
         line.sig = signed::sign(&self.key, Domain::LedgerLine, &mut text);
@@ -153,7 +164,14 @@ impl LedgerWriter {
         self.prev.clone_from(&hash);
         self.torn = None;
         self.doubt = None;
-        self.owed.settle(&line.notes);
+        // What recoveries did, how a run begins and that it ended in order is on the disk at once.
+        // For the rest nobody waits here: see `Owed::forget`.
+        let is_end = line.interval == 0 || line.notes.contains(&Note::CleanStop);
+        if (is_end || inherits) && self.sync().is_ok() {
+            self.owed.settle(&line.notes);
+        } else {
+            self.owed.stands(&line.notes, &path);
+        }
         Ok(hash)
     }
 
@@ -256,33 +274,37 @@ pub(super) fn append_whole(file: &mut File, text: &[u8]) -> io::Result<()> {
 }
 
 /// The end of one day file.
-struct End {
+pub(super) struct End {
     seq: u64,
     hash: String,
     torn: Option<u64>,
     /// Whether it bears a signature that is not this sensor's.
     forged: bool,
-    notes: Vec<Note>,
-    tails: Vec<OpenTail>,
+    /// The last line that is one.
+    line: Option<LedgerLine>,
+    /// Whether what it says can be believed.
+    believed: bool,
 }
 
-/// The session log's files that were open at the chain's last line, if the sensor signed it.
-pub(crate) fn last_tails(
+/// The chain's last line, if the sensor signed it, and the day file that it stands in.
+pub(super) fn last_believed(
     layout: &Layout,
     sensor: &str,
     key: &PublicKey,
-) -> io::Result<Vec<OpenTail>> {
+) -> io::Result<Option<(PathBuf, LedgerLine)>> {
     let dir = layout.ledger(sensor);
-    let mut last: Option<End> = None;
+    let mut last: Option<(PathBuf, End)> = None;
     for name in layout::names_in(&dir)? {
+        let path = dir.join(&name);
         if name.ends_with(".ndjson")
-            && let Some(end) = last_line(&dir.join(name), key)?
-            && last.as_ref().is_none_or(|last| last.seq < end.seq)
+            && let Some(end) = last_line(&path, key)?
+            && last.as_ref().is_none_or(|(_, last)| last.seq < end.seq)
         {
-            last = Some(end);
+            last = Some((path, end));
         }
     }
-    Ok(last.filter(|end| !end.forged).map(|end| end.tails).unwrap_or_default())
+    let last = last.filter(|(_, end)| end.believed);
+    Ok(last.and_then(|(path, end)| Some((path, end.line?))))
 }
 
 /// The last line that is one, and the hash of what stands last (the same, or a torn line).
@@ -303,6 +325,18 @@ fn last_line(path: &Path, key: &PublicKey) -> io::Result<Option<End>> {
     }
 }
 
+/// The notes of a day file's last lines.
+fn newest_notes(path: &Path) -> io::Result<Vec<Note>> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    let bytes = usize::try_from(len.min(FORGETTING)).unwrap_or(0);
+    let mut tail = vec![0; bytes];
+    file.read_exact_at(&mut tail, len - bytes as u64)?;
+    let lines = tail.split(|byte| *byte == b'\n');
+    let lines = lines.filter_map(|line| serde_json::from_slice::<LedgerLine>(line).ok());
+    Ok(lines.flat_map(|line| line.notes).collect())
+}
+
 /// The chain's end in the tail of a day file, and whether a longer tail could not change it.
 fn end_of(tail: &[u8], key: &PublicKey) -> (Option<End>, bool) {
     let body = tail.strip_suffix(b"\n").unwrap_or(tail);
@@ -312,8 +346,8 @@ fn end_of(tail: &[u8], key: &PublicKey) -> (Option<End>, bool) {
     if let Ok(line) = serde_json::from_slice::<LedgerLine>(last) {
         // Without its newline the line is complete all the same.
         let forged = signed::verify(key, Domain::LedgerLine, last) == Signature::Wrong;
-        let LedgerLine { seq, notes, tails, .. } = line;
-        return (Some(End { seq, hash, torn: None, forged, notes, tails }), true);
+        let (seq, believed) = (line.seq, !forged);
+        return (Some(End { seq, hash, torn: None, forged, line: Some(line), believed }), true);
     }
     let before = lines.find_map(|text| {
         let line = serde_json::from_slice::<LedgerLine>(text).ok()?;
@@ -322,12 +356,10 @@ fn end_of(tail: &[u8], key: &PublicKey) -> (Option<End>, bool) {
     let certain = before.is_some();
     let torn = Some(last.len() as u64);
     // The torn line took the place behind the last whole one.
-    let mut end = End { seq: 0, hash, torn, forged: false, notes: Vec::new(), tails: Vec::new() };
+    let mut end = End { seq: 0, hash, torn, forged: false, line: None, believed: false };
     if let Some((line, signature)) = before {
-        (end.seq, end.notes) = (line.seq.saturating_add(1), line.notes);
-        if signature == Signature::Valid {
-            end.tails = line.tails;
-        }
+        end.seq = line.seq.saturating_add(1);
+        (end.line, end.believed) = (Some(line), signature == Signature::Valid);
     }
     (Some(end), certain)
 }

@@ -119,7 +119,7 @@ impl PendingSeal {
     pub fn altered(&self) -> Option<Note> {
         let expected = self.expected.as_ref()?;
         let found = check_tail(self.layout.root(), expected);
-        found.err().map(|_| Note::Altered { path: expected.path.clone() })
+        found.err().map(|_| Note::Altered { path: expected.path.clone(), doubt: None })
     }
 
     /// The open tail.

@@ -141,6 +141,7 @@ impl Sealing {
             }
             if tried || looked.is_none_or(|at| at.elapsed() >= BUDGETS) {
                 looked = Some(Instant::now());
+                self.store.forget_told();
                 if after(&self.news) {
                     self.seal_waiting();
                 }
