@@ -29,9 +29,9 @@ build_packages=(clang gcc libc6-dev libelf-dev libpcap-dev m4 make pkg-config zl
 lab_packages=(ca-certificates curl bind9-dnsutils dnsmasq-base ethtool iproute2 iputils-ping
     openssh-client openssh-server procps python3 tcpdump)
 # The tests: traffic at a chosen rate, readers from outside (a browser among them), dropped
-# capabilities.
-test_packages=(bpftool chromium git libcap2-bin netsniff-ng python3-venv strace tcpreplay tshark
-    util-linux)
+# capabilities, calls that fail, and a guest that can be rebooted (strip comes with binutils).
+test_packages=(binutils bpftool busybox-static chromium e2fsprogs git libc-bin libcap2-bin netsniff-ng
+    python3-venv qemu-system-x86 strace tcpreplay tshark util-linux)
 # The bench: the peers that it compares with, and their readers.
 bench_packages=(argus-client argus-server ethtool iproute2 netsniff-ng nfdump softflowd tcpdump
     tcpreplay tshark util-linux)
@@ -60,6 +60,23 @@ need() {
         apt-get -qq install --no-install-recommends --yes "${missing[@]}" 2>&1 </dev/null) || status=$?
     [ -z "$ours" ] || root rm -f "$policy"
     [ "$status" -eq 0 ] || fail "apt-get could not install ${missing[*]}: $told"
+}
+
+# guest_kernel DIR: unpacks the distribution's kernel for virtual machines there, unless one is. It is
+# not installed: this machine's boot loader has nothing to do with it.
+guest_kernel() {
+    local package of=linux-image-cloud-amd64
+    [ -d "$1/boot" ] && return
+    apt-cache show "$of" >/dev/null 2>&1 || root apt-get -qq update
+    package=$(apt-cache depends "$of" 2>/dev/null | sed -n '/^ *Depends: linux-image-/{s/.*: //p;q}')
+    [ -n "$package" ] ||
+        { say "no kernel for the guest, so no reboot can be tested: no package $of here (Debian has it)"; return; }
+    say "unpacking $package for the guest"
+    rm -rf "$1" "$1.new"
+    mkdir -p "$1.new"
+    (cd "$1.new" && apt-get -qq download "$package" 2>/dev/null && dpkg-deb -x "$package"_*.deb . &&
+        rm "$package"_*.deb) || fail "apt-get could not download $package"
+    mv "$1.new" "$1"
 }
 
 # Rust must be there: we do not install toolchains behind anybody's back.

@@ -22,6 +22,7 @@
 pub mod account;
 pub mod blind;
 pub mod disk;
+pub mod guest;
 pub mod lab;
 pub mod netns;
 pub mod outside;
