@@ -1,6 +1,7 @@
 //! The command line of the bench; what each subcommand takes stands in its own module.
 
 use clap::{Parser, Subcommand};
+use stillwire_benches::disk::DiskArgs;
 use stillwire_benches::pipeline::PipelineArgs;
 
 use crate::drops::{BareArgs, DropsArgs, FramesArgs};
@@ -23,6 +24,8 @@ pub(crate) enum Command {
     Drops(Box<DropsArgs>),
     /// Time that a frame takes on its way from memory to session table and segment
     Pipeline(Box<PipelineArgs>),
+    /// Rate at which packets are written: against memcpy, and against the disk itself
+    Disk(Box<DiskArgs>),
     /// Receive by AF_XDP and discard until interrupted: the subject `bare` of `drops`
     #[command(hide = true)]
     Bare(BareArgs),

@@ -6,7 +6,7 @@ mod drops;
 use std::process::ExitCode;
 
 use clap::Parser;
-use stillwire_benches::pipeline;
+use stillwire_benches::{disk, pipeline};
 
 use crate::args::{Cli, Command};
 
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Drops(args) => drops::run(&args),
         Command::Pipeline(args) => pipeline::run(&args),
+        Command::Disk(args) => disk::run(&args),
         Command::Bare(args) => drops::run_bare(&args),
         Command::Frames(args) => drops::write_frames(&args),
     };

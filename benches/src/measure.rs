@@ -1,6 +1,7 @@
 //! Repetitions, and where they were run.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -66,6 +67,13 @@ pub fn pin(core: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(core);
     sched_setaffinity(None, &set).with_context(|| format!("cannot be pinned to core {core}"))
+}
+
+/// The time that this thread has had its core: what other programs took of it does not count.
+#[must_use]
+pub fn on_core() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 /// What a result has to name to mean anything later.

@@ -16,7 +16,7 @@ pub mod key;
 pub mod layout;
 pub mod ledger;
 mod made;
-mod mapped;
+pub mod mapped;
 pub mod pcap;
 pub mod provenance;
 pub mod recover;

@@ -18,23 +18,19 @@ use crate::layout;
 const PAGE: usize = 4096;
 
 /// What stands in the way of a mapped file.
-#[derive(Debug)]
-pub(crate) enum MapError {
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
     /// The filesystem copies on write: space that was allocated can still run out at a store.
+    #[error("{0} can run out of space below a mapped file")]
     CopyOnWrite(&'static str),
     /// The kernel's answer.
-    Io(io::Error),
-}
-
-impl From<io::Error> for MapError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
+    #[error("cannot allocate or map the file")]
+    Io(#[from] io::Error),
 }
 
 /// A new file of fixed size, allocated, mapped and present in memory.
 #[derive(Debug)]
-pub(crate) struct MappedFile {
+pub struct MappedFile {
     map: MmapMut,
     file: File,
 }
@@ -42,7 +38,10 @@ pub(crate) struct MappedFile {
 impl MappedFile {
     /// Creates the file with `bytes` zero bytes; on any error it is removed again. Blocks for as
     /// long as the kernel needs to zero the pages.
-    pub(crate) fn create(path: &Path, bytes: usize) -> Result<Self, MapError> {
+    ///
+    /// # Errors
+    /// See [`MapError`].
+    pub fn create(path: &Path, bytes: usize) -> Result<Self, MapError> {
         let file = layout::create_new(path)?;
         Self::fill(file, bytes).inspect_err(|_| {
             // The caller learns of the first error.
@@ -86,7 +85,8 @@ impl MappedFile {
 
     /// All bytes.
     #[inline]
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+    #[must_use]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.map
     }
 

@@ -39,6 +39,8 @@ pub struct Lane {
     trouble: AtomicU8,
     preparer: OnceLock<Thread>,
     sealer: OnceLock<Thread>,
+    /// Who waits for segments. No worker of a capture does.
+    waiter: OnceLock<Thread>,
 }
 
 impl Lane {
@@ -52,6 +54,7 @@ impl Lane {
             trouble: AtomicU8::new(FINE),
             preparer: OnceLock::new(),
             sealer: OnceLock::new(),
+            waiter: OnceLock::new(),
         }
     }
 
@@ -61,13 +64,18 @@ impl Lane {
     /// The reason under which frames are now dropped.
     pub fn take_ready(&self) -> Result<PreparedSegment, DropReason> {
         let Some(prepared) = self.ready.pop() else {
-            let trouble = usize::from(self.trouble.load(Ordering::Relaxed));
-            return Err(DropReason::ALL.get(trouble).copied().unwrap_or(DropReason::NoSegment));
+            return Err(self.trouble().unwrap_or(DropReason::NoSegment));
         };
         if let Some(preparer) = self.preparer.get() {
             preparer.unpark();
         }
         Ok(prepared)
+    }
+
+    /// Why segments cannot be prepared at the moment, if they cannot.
+    #[must_use]
+    pub fn trouble(&self) -> Option<DropReason> {
+        DropReason::ALL.get(usize::from(self.trouble.load(Ordering::Relaxed))).copied()
     }
 
     /// Hands over a segment that is full.
@@ -87,7 +95,22 @@ impl Lane {
     /// Puts a prepared segment where the worker takes it; gives it back if there are enough.
     #[must_use]
     pub fn offer(&self, prepared: PreparedSegment) -> Option<PreparedSegment> {
-        self.ready.push(prepared).err()
+        let surplus = self.ready.push(prepared).err();
+        self.wake_waiter();
+        surplus
+    }
+
+    /// Has a thread unparked whenever a segment is ready, or cannot be prepared: for measurements
+    /// that lose nothing and go as fast as segments come. A worker of a capture drops frames
+    /// instead of waiting.
+    pub fn wakes_for_ready(&self, waiter: &Thread) {
+        let _ = self.waiter.set(waiter.clone());
+    }
+
+    fn wake_waiter(&self) {
+        if let Some(waiter) = self.waiter.get() {
+            waiter.unpark();
+        }
     }
 
     /// Whether a prepared segment waits to be taken.
@@ -256,6 +279,7 @@ fn prepare_ahead(mut makings: Vec<Making>, stop: &AtomicBool, news: &Sender<Keep
                     error!(worker, "no segment: {cause}; {}", reason.explain());
                     let text = format!("worker {worker}: no segment can be prepared: {cause}");
                     let _ = news.send(KeeperNews::Said(text));
+                    making.lane.wake_waiter();
                 }
                 retry_at = Some(Instant::now() + RETRY);
             }
@@ -286,13 +310,14 @@ mod tests {
 
     /// Waits until the lane has something; the preparer wakes by itself.
     fn take(lane: &Lane) -> PreparedSegment {
+        lane.wakes_for_ready(&thread::current());
         let begun = Instant::now();
         loop {
             match lane.take_ready() {
                 Ok(segment) => return segment,
                 Err(reason) => {
                     assert!(begun.elapsed() < Duration::from_secs(30), "none comes: {reason:?}");
-                    thread::yield_now();
+                    thread::park_timeout(Duration::from_secs(30));
                 }
             }
         }

@@ -7,7 +7,7 @@
 
 mod feed;
 mod report;
-mod ring;
+pub(crate) mod ring;
 mod stages;
 
 use std::path::PathBuf;

@@ -9,19 +9,20 @@ use capture_flow::time::Nanos;
 use capture_user::memory;
 use capture_user::source::{BATCH, SourceFrame};
 
+use crate::measure::on_core;
 use crate::traffic::Traffic;
 
 /// Bytes of a chunk, and of those in front of the frame: the kernel's headroom and the stamp's.
-const CHUNK: usize = 2048;
-const HEADROOM: usize = 272;
+pub(crate) const CHUNK: usize = 2048;
+pub(crate) const HEADROOM: usize = 272;
 const STAMP: usize = 16;
 /// Bytes of a frame in one chunk.
-const PIECE: usize = CHUNK - HEADROOM;
+pub(crate) const PIECE: usize = CHUNK - HEADROOM;
 /// Pieces of the largest frame.
 const PIECES: usize = 6;
 
 /// The largest frame that a ring takes: a jumbo frame.
-pub(super) const MOST_BYTES: usize = 9018;
+pub(crate) const MOST_BYTES: usize = 9018;
 const _: () = assert!(MOST_BYTES <= PIECE * PIECES);
 
 /// Chunks with frames in them, as a receive ring and its memory hold them.
@@ -142,12 +143,6 @@ impl Ring {
         }
         taken.as_nanos() as f64 / frames.max(1) as f64
     }
-}
-
-/// The time that this thread has had its core: what other programs took of it does not count.
-fn on_core() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::try_from(time).unwrap_or_default()
 }
 
 #[cfg(test)]
