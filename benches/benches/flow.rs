@@ -188,11 +188,14 @@ fn client_hello(host: &str) -> Vec<u8> {
     [&[22, 3, 1][..], &with_len(&message)].concat()
 }
 
+/// Some first bytes, who sends them, and what they show.
+type Turn = (&'static str, Carrier, bool, Vec<u8>, Option<Service>);
+
 fn service(c: &mut Criterion) {
     let mut group = c.benchmark_group("service");
     let query =
         b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07example\x03com\x00\x00\x01\x00\x01";
-    let turns: [(&str, Carrier, bool, Vec<u8>, Option<Service>); 5] = [
+    let turns: [Turn; 5] = [
         ("tls", Carrier::Tcp, true, client_hello("www.example.com"), Some(Service::Tls)),
         (
             "http",

@@ -340,7 +340,7 @@ impl Run<'_> {
         let notes = self.lines.iter().take(1).flat_map(|line| &line.notes);
         notes
             .filter_map(|note| if let Note::Recovered(report) = note { Some(report) } else { None })
-            .last()
+            .next_back()
     }
 
     fn captures(&self) -> bool {
