@@ -59,7 +59,6 @@ struct SharedSource {
     frames: AtomicU64,
     wire_bytes: AtomicU64,
     last_ts: AtomicI64,
-    lent: AtomicU64,
     malformed: AtomicU64,
     ring_full: AtomicU64,
     dropped: AtomicU64,
@@ -76,8 +75,6 @@ pub struct SourceCounts {
     pub wire_bytes: u64,
     /// Time of the latest of them; [`Nanos::MIN`] before the first.
     pub last_ts: Nanos,
-    /// Frames that can be on their way to it; see [`Source::lent`](crate::source::Source::lent).
-    pub lent: u64,
     /// What the source itself says, as of at most a moment ago.
     pub own: SourceCounters,
 }
@@ -85,7 +82,7 @@ pub struct SourceCounts {
 impl Default for SourceCounts {
     fn default() -> Self {
         let own = SourceCounters::default();
-        Self { frames: 0, wire_bytes: 0, last_ts: Nanos::MIN, lent: 0, own }
+        Self { frames: 0, wire_bytes: 0, last_ts: Nanos::MIN, own }
     }
 }
 
@@ -144,7 +141,6 @@ impl SourceCounts {
             frames: self.frames.saturating_add(other.frames),
             wire_bytes: self.wire_bytes.saturating_add(other.wire_bytes),
             last_ts: self.last_ts.max(other.last_ts),
-            lent: self.lent.saturating_add(other.lent),
             own: self.own.after(&other.own),
         }
     }
@@ -288,7 +284,6 @@ impl WorkerCounters {
             shared.frames.store(own.frames, relaxed);
             shared.wire_bytes.store(own.wire_bytes, relaxed);
             shared.last_ts.store(own.last_ts.0, relaxed);
-            shared.lent.store(own.lent, relaxed);
             shared.malformed.store(own.own.malformed, relaxed);
             shared.ring_full.store(own.own.ring_full, relaxed);
             shared.dropped.store(own.own.dropped, relaxed);
@@ -336,7 +331,6 @@ impl WorkerCounters {
             frames: source.frames.load(relaxed),
             wire_bytes: source.wire_bytes.load(relaxed),
             last_ts: Nanos(source.last_ts.load(relaxed)),
-            lent: source.lent.load(relaxed),
             own: SourceCounters {
                 frames: source.frames.load(relaxed),
                 bytes: 0,
@@ -469,8 +463,7 @@ mod tests {
         let mut flow = FlowStats { frames: 7, decoded: 4, held: 1, ..FlowStats::default() };
         flow.undecodable[0] = 2;
         let own = SourceCounters { frames: 7, ring_full: 3, ..SourceCounters::default() };
-        let sources =
-            [SourceCounts { frames: 7, wire_bytes: 700, last_ts: Nanos(8), lent: 9, own }];
+        let sources = [SourceCounts { frames: 7, wire_bytes: 700, last_ts: Nanos(8), own }];
         counters.publish(&Progress {
             record: &record,
             flow: &flow,

@@ -107,7 +107,7 @@ fn watch_signals() -> std::io::Result<Signals> {
 fn start(config: &CaptureConfig, run: &Run, links: &[Link], cores: &[usize]) -> Result<Supervisor> {
     // Before the first look, so that nothing is missed in between.
     let watch = LinkWatch::open()?;
-    let kernel = KernelSide::new(run.workers.clone());
+    let kernel = KernelSide::new(run.workers.clone(), config.ring_size);
     let mut crew = Crew::start(run, cores)?;
     let mut interfaces = Vec::with_capacity(links.len());
     let mut tools = Tools { config, crew: &mut crew, kernel: &kernel };

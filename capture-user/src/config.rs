@@ -454,7 +454,7 @@ mod tests {
         assert_eq!((config.ring_size, config.common.flow.table_bytes), (64, 8 << 20));
         let mut config = capture(&["-i", "a", "--memory", "1GiB"]).expect("valid");
         config.share_memory(1, 1).expect("enough");
-        assert_eq!((config.ring_size, config.common.flow.table_bytes), (1 << 14, 512 << 20));
+        assert_eq!((config.ring_size, config.common.flow.table_bytes), (1 << 17, 512 << 20));
     }
 
     #[test]

@@ -16,7 +16,6 @@ use capture_store::store::RunId;
 use crate::account::{ClosedRing, RingReading, SourceCounts, WorkerCounts};
 use crate::blind::{Told, down_ns};
 use crate::silence::Heard;
-use crate::source::BATCH;
 
 /// How long quiet intervals are folded into one line.
 const FOLD: NanosDelta = NanosDelta::from_secs(10);
@@ -41,9 +40,6 @@ pub struct InterfaceReading {
     /// Its receive queues.
     pub queues: Vec<QueueReading>,
 }
-
-/// Batches by which the frames that are on their way to a source can exceed what it said last.
-const BATCHES_UNSAID: u64 = 8;
 
 /// The kernel's side of one receive queue, running totals since the run began.
 #[derive(Clone, Debug, Default)]
@@ -314,11 +310,7 @@ impl Intervals {
             reported: taken.own.lost(),
             lost_before: lost_then,
             steered: now.xdp.steered,
-            // What the worker gives the kernel with one batch more may be filled before it says so.
-            capacity: match taken.lent {
-                0 => now.capacity,
-                lent => now.capacity.max(lent.saturating_add(BATCHES_UNSAID * BATCH as u64)),
-            },
+            capacity: now.capacity,
         };
         let balance = reading.balance(&now.closed, after.at_rest);
         rings.insert(key, (balance.lost, balance.in_ring));

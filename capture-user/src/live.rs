@@ -225,7 +225,6 @@ impl<S: Source> LiveWorker<S> {
                     count.last_ts = last.ts;
                 }
             });
-            count.lent = source.lent();
             match received {
                 Ok(Received::Frames(_)) => {
                     idle = false;
@@ -256,9 +255,6 @@ impl<S: Source> LiveWorker<S> {
         }
         drop(self.sources.remove(position));
         let Tap { place, seen_through: since, .. } = self.taps.remove(position);
-        if let Some(count) = self.counts.get_mut(place) {
-            count.lent = 0;
-        }
         self.publish(now);
         if let Some(error) = error {
             let worker = self.number;

@@ -1,9 +1,11 @@
 //! One number says how much memory a sensor may take; here it is shared out.
 //!
-//! Half of it are sessions. One part in 32 are buffers that frames wait in, so that a burst which is
-//! faster than a worker is not lost: the kernel has every page of them present and pinned before a
-//! queue is received, also when an interface comes back, and a sensor that waits for memory is blind.
-//! The rest is for incomplete datagrams, for rows on their way to the log and for sealing. Segments are files: the page cache holds them, beside this.
+//! Half of it are sessions. A quarter are buffers that frames wait in, so that a burst which is faster
+//! than a worker is not lost. The kernel has every page of them present and pinned before a queue is
+//! received, also when an interface comes back, and a sensor that waits for memory is blind: that takes
+//! a fraction of a second, and some where the machine is virtual and its host has to find the memory
+//! first. The rest is for incomplete datagrams, for rows on their way to the log and for sealing.
+//! Segments are files: the page cache holds them, beside this.
 
 use crate::units::Bytes;
 
@@ -14,7 +16,7 @@ const USUAL_MOST: u64 = 2 << 30;
 /// The part of the machine's memory that a sensor takes unless told otherwise: one in so many.
 const USUAL_PART: u64 = 8;
 /// The part of it that frames wait in: one in so many.
-const BUFFERS: u64 = 32;
+const BUFFERS: u64 = 4;
 /// Slots of a receive ring.
 pub const RING_SIZES: std::ops::RangeInclusive<u32> = 64..=1 << 20;
 /// For one worker's incomplete datagrams.
@@ -86,10 +88,10 @@ mod tests {
     #[test]
     fn memory_is_shared_among_workers_and_queues() {
         let one = Shares::of(2 * GIB, 1, 1, 2048);
-        assert_eq!(one, Shares { ring_size: 1 << 15, table: GIB, fragments: 16 << 20 });
+        assert_eq!(one, Shares { ring_size: 1 << 18, table: GIB, fragments: 16 << 20 });
         let tap = Shares::of(2 * GIB, 2, 4, 2048);
-        assert_eq!(tap, Shares { ring_size: 1 << 13, table: GIB / 2, fragments: 16 << 20 });
-        assert_eq!(Shares::of(2 * GIB, 1, 1, 4096).ring_size, 1 << 14);
+        assert_eq!(tap, Shares { ring_size: 1 << 16, table: GIB / 2, fragments: 16 << 20 });
+        assert_eq!(Shares::of(2 * GIB, 1, 1, 4096).ring_size, 1 << 17);
     }
 
     #[test]

@@ -14,7 +14,8 @@ use crate::interval::{InterfaceReading, Probe, QueueReading};
 use crate::link::Link;
 use crate::program::Program;
 use crate::silence::Heard;
-use crate::source::{BATCH, LENT_AT_FIRST};
+use crate::source::BATCH;
+use crate::source::af_xdp::AfXdpConfig;
 use crate::worker::Shared;
 
 /// The kernel's side of every captured interface, in the order of the command line.
@@ -22,7 +23,7 @@ use crate::worker::Shared;
 pub(super) struct KernelSide {
     interfaces: Arc<Mutex<Vec<Side>>>,
     workers: Vec<Arc<Shared>>,
-    /// Frames that a ring and a worker's hands can hold before the worker says more.
+    /// Frames that a ring and a worker's hands can hold.
     capacity: u64,
 }
 
@@ -63,11 +64,11 @@ struct NicTotals {
 }
 
 impl KernelSide {
-    /// The books of a run: `workers` by number.
-    pub(super) fn new(workers: Vec<Arc<Shared>>) -> Self {
-        // What the kernel has before the worker first says how much, the batch in the worker's
-        // hands, and as much that the kernel has redirected but not yet put into the ring.
-        let capacity = u64::from(LENT_AT_FIRST) + 2 * BATCH as u64;
+    /// The books of a run: `workers` by number, and the slots of their receive rings.
+    pub(super) fn new(workers: Vec<Arc<Shared>>, ring_size: u32) -> Self {
+        // What the kernel has, the batch in the worker's hands, and as much that the kernel has
+        // redirected but not yet put into the ring.
+        let capacity = AfXdpConfig::most_on_their_way(ring_size) + 2 * BATCH as u64;
         Self { interfaces: Arc::default(), workers, capacity }
     }
 

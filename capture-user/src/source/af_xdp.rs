@@ -10,7 +10,7 @@ use capture_flow::time::Nanos;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::clock::{self, StampTime};
-use super::umem::{Binding, HEADROOM, LENT_AT_FIRST, MAX_HELD, MAX_PIECES, Rings, Sizes};
+use super::umem::{Binding, HEADROOM, MAX_HELD, MAX_PIECES, Rings, Sizes};
 use super::{BATCH, Received, Source, SourceCounters, SourceError, SourceFrame};
 use crate::link::Link;
 use crate::privilege;
@@ -18,6 +18,9 @@ use crate::program::{AttachMode, Program};
 
 /// Ethernet header and two VLAN tags, which an MTU does not count.
 const LINK_HEADERS: u32 = 14 + 8;
+/// Chunks of memory besides those that can wait, at most, in zero-copy mode: the driver fills its own
+/// ring with them.
+const DRIVER_RING: u32 = 8192;
 /// Slots and chunks of a socket that is only to find out what a driver can.
 const TRIAL: u32 = 1024;
 /// How long a queue is waited for that a closed socket has not left yet: the kernel takes sockets
@@ -49,6 +52,15 @@ pub struct Backend {
     pub zero_copy: bool,
     /// Frames larger than a chunk are received. Without it, they are lost and counted as such.
     pub multi_buffer: bool,
+}
+
+impl AfXdpConfig {
+    /// Frames that can be on their way through a socket's memory at most, in whatever way it is
+    /// bound.
+    #[must_use]
+    pub fn most_on_their_way(ring_size: u32) -> u64 {
+        u64::from(ring_size.saturating_add(ring_size.min(DRIVER_RING)).next_power_of_two())
+    }
 }
 
 impl fmt::Display for Backend {
@@ -292,10 +304,6 @@ impl Source for AfXdp {
         Some(self.rings.fd())
     }
 
-    fn lent(&self) -> u64 {
-        self.rings.lent() as u64
-    }
-
     fn counters(&mut self) -> Result<SourceCounters, SourceError> {
         // When an interface is deleted nothing else tells: poll stays silent and the rings stay.
         match rustix::net::sockopt::socket_error(self.rings.fd()) {
@@ -387,7 +395,7 @@ fn bind(
             }
         }
         // As many as can wait. A zero-copy driver fills its own ring besides.
-        let besides = if binding.zero_copy { config.ring_size.min(LENT_AT_FIRST / 2) } else { 0 };
+        let besides = if binding.zero_copy { config.ring_size.min(DRIVER_RING) } else { 0 };
         let chunks = config.ring_size.saturating_add(besides).next_power_of_two();
         let sizes = Sizes { ring: config.ring_size, chunks, chunk_bytes: config.frame_size };
         let bound = loop {

@@ -10,8 +10,6 @@ pub mod made;
 mod pcapng;
 mod umem;
 
-pub use umem::LENT_AT_FIRST;
-
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -168,12 +166,6 @@ pub trait Source {
     /// # Errors
     /// [`SourceError::InterfaceGone`], or the kernel's refusal.
     fn counters(&mut self) -> Result<SourceCounters, SourceError>;
-
-    /// Frames that can be on their way between the kernel and this source, as of the last
-    /// [`Self::receive`]; none for a source without rings.
-    fn lent(&self) -> u64 {
-        0
-    }
 }
 
 impl<S: Source + ?Sized> Source for Box<S> {

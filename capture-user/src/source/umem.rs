@@ -1,13 +1,13 @@
 //! One AF_XDP socket with its rings and its memory: the unsafe half of the source.
 //!
 //! The memory is cut into chunks. A chunk is either the kernel's (in the fill ring or being
-//! filled), or in the receive ring, or ours, and then it is in [`Rings::held`] or in the reserve.
-//! Bytes are lent from `&self` and chunks go back through `&mut self`, so no slice can outlive the
-//! moment at which the kernel may write again.
+//! filled), or in the receive ring, or ours, and then it is in [`Rings::held`]. Bytes are lent from
+//! `&self` and chunks go back through `&mut self`, so no slice can outlive the moment at which the
+//! kernel may write again.
 //!
-//! The kernel uses chunks in the order in which it gets them, so all that it has go through the
-//! caches. In calm it gets few of many, those used last; while frames wait it gets twice as many as
-//! wait, so that a burst finds room as long as there is memory.
+//! The kernel has every chunk that is not in our hands, in calm too. It uses them in turn, so deep
+//! rings go past the caches; that costs less than what a burst loses where the kernel has few and
+//! the worker that would give it more does not run for some milliseconds (docs/PERFORMANCE.md).
 
 use std::io;
 use std::num::NonZeroU32;
@@ -37,15 +37,6 @@ pub(super) const MAX_HELD: usize = MAX_PIECES + BATCH;
 const STAMP_ROOM: u32 = FrameStamp::LEN as u32;
 /// Bytes of a chunk that no frame uses.
 pub(super) const HEADROOM: u32 = 256 + STAMP_ROOM;
-
-/// Chunks that the kernel has in calm, at most; twice as many in zero-copy mode, where the driver
-/// fills its own ring besides. At three million frames a second they bridge 3 ms in which the
-/// worker does not run.
-const CALM: u32 = 8192;
-/// Chunks that the kernel has before anything is known, at most.
-pub const LENT_AT_FIRST: u32 = 2 * CALM;
-/// Chunks beyond those given back that go to the kernel with one batch, at most.
-const HELP: usize = 4 * BATCH;
 
 /// Nothing is ever sent, but xsk-rs always sets up these two rings: the smallest will do.
 const UNUSED_RING: u32 = 2;
@@ -91,19 +82,11 @@ pub(super) struct Rings {
     /// Chunks in our hands, oldest first; the first `count` are valid.
     held: [FrameDesc; MAX_HELD],
     count: usize,
-    /// Chunks that the kernel does not need now; the last ones were used last.
-    reserve: Vec<FrameDesc>,
-    /// Chunks that the kernel has, those in the receive ring included.
-    lent: usize,
-    /// Those of them that waited in the receive ring when it was last looked at.
-    waiting: usize,
-    /// Chunks that the kernel has in calm.
-    calm: usize,
 }
 
 impl Rings {
-    /// Allocates the memory on the calling thread, binds to a queue, and gives the kernel what it
-    /// needs in calm. Frames come once the socket is in the XSKMAP.
+    /// Allocates the memory on the calling thread, binds to a queue, and gives the kernel every
+    /// chunk. Frames come once the socket is in the XSKMAP.
     pub(super) fn bind(
         iface: &str,
         queue: u32,
@@ -118,8 +101,8 @@ impl Rings {
             .build()
             .map_err(invalid)?;
         let chunks = NonZeroU32::new(sizes.chunks).ok_or(io::ErrorKind::InvalidInput)?;
-        let (umem, mut reserve) = Umem::new(umem, chunks, false).map_err(system)?;
-        let memory = Memory::of(&umem, &reserve, sizes)
+        let (umem, chunks) = Umem::new(umem, chunks, false).map_err(system)?;
+        let memory = Memory::of(&umem, &chunks, sizes)
             .ok_or_else(|| io::Error::other("no memory to receive into"))?;
 
         let mut flags = if binding.zero_copy {
@@ -147,14 +130,11 @@ impl Rings {
         let (mut fill, completion) =
             rings.ok_or_else(|| io::Error::other("the queue is bound already"))?;
 
-        let calm = if binding.zero_copy { 2 * CALM } else { CALM };
-        let calm = reserve.len().min(calm as usize);
-        // The first chunks of the memory are used first.
-        reserve.reverse();
-        let first = reserve.split_off(reserve.len().saturating_sub(calm));
         // SAFETY: the descriptors are all of this UMEM's, and none has been given away before.
-        let lent = unsafe { fill.produce(&first) };
-        reserve.extend_from_slice(first.get(lent..).unwrap_or_default());
+        let given = unsafe { fill.produce(&chunks) };
+        if given < chunks.len() {
+            return Err(io::Error::other("the kernel does not take all the memory"));
+        }
         let mut rings = Self {
             rx,
             fill,
@@ -164,10 +144,6 @@ impl Rings {
             memory,
             held: [FrameDesc::default(); MAX_HELD],
             count: 0,
-            reserve,
-            lent,
-            waiting: 0,
-            calm,
         };
         rings.wake();
         Ok(rings)
@@ -180,8 +156,6 @@ impl Rings {
         let Some(room) = self.held.get_mut(self.count..end) else { return 0 };
         // SAFETY: the ring and the memory belong together, they were made in `bind`.
         let taken = unsafe { self.rx.consume(room) };
-        self.lent = self.lent.saturating_sub(taken);
-        self.waiting = self.rx.nb_avail_exact() as usize;
         // Another core has just written the frames. Fetching all their first lines at once takes
         // a good quarter off the time that a batch of small frames takes here.
         for descriptor in room.iter().take(taken) {
@@ -189,12 +163,6 @@ impl Rings {
         }
         self.count = self.count.saturating_add(taken);
         taken
-    }
-
-    /// Frames that can be on their way to us, in pieces or whole.
-    #[inline]
-    pub(super) fn lent(&self) -> usize {
-        self.lent
     }
 
     /// Descriptors in our hands.
@@ -229,47 +197,18 @@ impl Rings {
         self.memory.take_stamp(descriptor.addr())
     }
 
-    /// Is done with the oldest `count` held chunks. The kernel gets as many as it should have:
-    /// these, fewer, or some of the reserve besides.
+    /// Is done with the oldest `count` held chunks: the kernel gets them back.
     #[inline]
     pub(super) fn release(&mut self, count: usize) {
         let Some(done) = self.held.get(..count.min(self.count)) else { return };
-        let due = self.due();
-        let back = done.get(..due.min(done.len())).unwrap_or_default();
         // SAFETY: these are chunks of this memory, taken from the receive ring and not yet given
         // back (they leave `held` below). No slice of them is alive: it would borrow `self`.
-        let given = unsafe { self.fill.produce(back) };
-        self.lent = self.lent.saturating_add(given);
-        self.reserve.extend_from_slice(done.get(given..).unwrap_or_default());
+        let given = unsafe { self.fill.produce(done) };
+        // The fill ring has a slot for every chunk.
+        debug_assert_eq!(given, done.len());
         let released = done.len();
         self.held.copy_within(released..self.count, 0);
         self.count = self.count.saturating_sub(released);
-        if due > given {
-            self.help(due.saturating_sub(given));
-        }
-    }
-
-    /// Chunks that the kernel should get now.
-    #[inline]
-    fn due(&self) -> usize {
-        let wanted = self.waiting.saturating_mul(2).max(self.calm);
-        wanted.saturating_sub(self.lent)
-    }
-
-    /// Gives the kernel up to `count` chunks of the reserve, a bounded number at a time.
-    #[cold]
-    fn help(&mut self, count: usize) {
-        let from = self.reserve.len().saturating_sub(count.min(HELP));
-        let Some(chunks) = self.reserve.get(from..) else { return };
-        // SAFETY: as in `release`: chunks in nobody's hands but ours, which leave the reserve now.
-        let given = unsafe { self.fill.produce(chunks) };
-        self.lent = self.lent.saturating_add(given);
-        // The queue takes all or nothing.
-        if given == chunks.len() {
-            self.reserve.truncate(from);
-        } else {
-            self.reserve.drain(from..from.saturating_add(given));
-        }
     }
 
     /// Whether the kernel sleeps until [`Rings::wake`].
