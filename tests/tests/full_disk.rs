@@ -26,9 +26,12 @@ fn what_a_full_disk_kept_from_being_sealed_is_sealed_once_there_is_room() -> Res
     let sending = frames.start(&wire)?;
     await_until("lines in the ledger", || Ok((sensor::ledger(&store)?.len() > 2).then_some(())))?;
     let ballast = disk.fill(0)?;
+    // Sealing and preparing each find out for themselves.
     program.await_stderr("tried again")?;
+    program.await_stderr("no segment: ")?;
     drop(ballast);
     program.await_stderr("is sealed now")?;
+    program.await_stderr("segments can be prepared again")?;
     drop(sending);
     program.interrupt()?.success()?;
 
