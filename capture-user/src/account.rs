@@ -64,6 +64,7 @@ struct SharedSource {
     dropped: AtomicU64,
     fill_ring_empty: AtomicU64,
     invalid_descs: AtomicU64,
+    missing: AtomicU64,
 }
 
 /// What a worker took from one of its sources (a queue of an interface, or a file).
@@ -289,6 +290,7 @@ impl WorkerCounters {
             shared.dropped.store(own.own.dropped, relaxed);
             shared.fill_ring_empty.store(own.own.fill_ring_empty, relaxed);
             shared.invalid_descs.store(own.own.invalid_descs, relaxed);
+            shared.missing.store(own.own.missing, relaxed);
         }
         // Release: who sees this version sees all of the above, and every row in the hand-off
         // that was put there before.
@@ -340,6 +342,7 @@ impl WorkerCounters {
                 dropped: source.dropped.load(relaxed),
                 fill_ring_empty: source.fill_ring_empty.load(relaxed),
                 invalid_descs: source.invalid_descs.load(relaxed),
+                missing: source.missing.load(relaxed),
             },
         });
         WorkerCounts {
@@ -372,85 +375,6 @@ fn load(counter: Option<&AtomicU64>) -> u64 {
     counter.map_or(0, |counter| counter.load(Ordering::Relaxed))
 }
 
-/// What lies between the XDP program and a worker, for one queue: read in the order of the fields,
-/// so that the bounds below hold although the link runs on meanwhile.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RingReading {
-    /// Frames steered to the socket, read first.
-    pub steered_before: u64,
-    /// Frames that the worker had received.
-    pub received: u64,
-    /// Frames that sockets say they lost.
-    pub reported: u64,
-    /// Frames that had been found to be lost before: what was once lost stays lost.
-    pub lost_before: u64,
-    /// Frames steered to the socket, read last.
-    pub steered: u64,
-    /// Frames that rings and the worker's batch can hold.
-    pub capacity: u64,
-}
-
-/// What a [`RingReading`] means: `steered = received + lost + in_ring`, unless there is a surplus.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RingBalance {
-    /// Frames between program and worker.
-    pub in_ring: u64,
-    /// Frames lost: those that the kernel says were lost, and those that nothing explains.
-    pub lost: u64,
-    /// Among them: lost with no counter that says so.
-    pub unexplained: u64,
-    /// Frames that were received or reported lost although they were never steered: a counter
-    /// cannot be believed.
-    pub surplus: u64,
-}
-
-/// A queue's totals when its socket was closed. What had been steered by then is received or
-/// lost: it lies in no ring any more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClosedRing {
-    steered: u64,
-    received: u64,
-    /// What sockets had reported as lost.
-    reported: u64,
-}
-
-impl ClosedRing {
-    /// Closes the books: so many frames were steered to the queue's sockets, and this is what
-    /// workers took from them.
-    #[must_use]
-    pub fn at(steered: u64, taken: &SourceCounts) -> Self {
-        Self { steered, received: taken.frames, reported: taken.own.lost() }
-    }
-
-    fn lost(&self) -> u64 {
-        self.steered.saturating_sub(self.received)
-    }
-}
-
-impl RingReading {
-    /// Weighs the reading. While traffic runs, frames in flight are taken for whole as long as
-    /// the rings can hold them; `at_rest` (XDP detached, rings drained) nothing is in flight and
-    /// every missing frame is lost. So is what was missing when the last socket was closed.
-    #[must_use]
-    pub fn balance(&self, closed: &ClosedRing, at_rest: bool) -> RingBalance {
-        let steered = self.steered.saturating_sub(closed.steered);
-        let received = self.received.saturating_sub(closed.received);
-        let reported = self.reported.saturating_sub(closed.reported);
-        let lost = reported.max(self.lost_before.saturating_sub(closed.lost()));
-        let known = received.saturating_add(lost);
-        let between = steered.saturating_sub(known);
-        let meanwhile = self.steered.saturating_sub(self.steered_before);
-        let room = if at_rest { 0 } else { self.capacity.saturating_add(meanwhile) };
-        let unexplained = between.saturating_sub(room);
-        RingBalance {
-            in_ring: between.saturating_sub(unexplained),
-            lost: closed.lost().saturating_add(lost).saturating_add(unexplained),
-            unexplained,
-            surplus: known.saturating_sub(steered),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -462,7 +386,8 @@ mod tests {
         record.dropped[DropReason::NoSegment.index()] = 2;
         let mut flow = FlowStats { frames: 7, decoded: 4, held: 1, ..FlowStats::default() };
         flow.undecodable[0] = 2;
-        let own = SourceCounters { frames: 7, ring_full: 3, ..SourceCounters::default() };
+        let own =
+            SourceCounters { frames: 7, ring_full: 3, missing: 4, ..SourceCounters::default() };
         let sources = [SourceCounts { frames: 7, wire_bytes: 700, last_ts: Nanos(8), own }];
         counters.publish(&Progress {
             record: &record,
@@ -512,36 +437,5 @@ mod tests {
                 assert_eq!(counts.sources.first().map(|s| s.frames), Some(counts.received));
             }
         });
-    }
-
-    #[test]
-    fn what_is_in_flight_is_not_lost() {
-        let reading = RingReading {
-            steered_before: 1000,
-            received: 900,
-            reported: 40,
-            lost_before: 0,
-            steered: 1010,
-            capacity: 64,
-        };
-        let running = reading.balance(&ClosedRing::default(), false);
-        assert_eq!(running, RingBalance { in_ring: 70, lost: 40, unexplained: 0, surplus: 0 });
-        let rest = reading.balance(&ClosedRing::default(), true);
-        assert_eq!(rest, RingBalance { in_ring: 0, lost: 110, unexplained: 70, surplus: 0 });
-    }
-
-    #[test]
-    fn a_loss_that_no_counter_tells_is_found() {
-        let reading = RingReading {
-            steered_before: 1000,
-            received: 100,
-            reported: 0,
-            lost_before: 0,
-            steered: 1000,
-            capacity: 64,
-        };
-        assert_eq!(reading.balance(&ClosedRing::default(), false).unexplained, 836);
-        let impossible = RingReading { received: 1100, ..reading };
-        assert_eq!(impossible.balance(&ClosedRing::default(), false).surplus, 100);
     }
 }

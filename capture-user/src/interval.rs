@@ -13,8 +13,9 @@ use capture_store::ledger::{
 };
 use capture_store::store::RunId;
 
-use crate::account::{ClosedRing, RingReading, SourceCounts, WorkerCounts};
+use crate::account::{SourceCounts, WorkerCounts};
 use crate::blind::{Told, down_ns};
+use crate::rings::{ClosedRing, RingAccount, RingReading};
 use crate::silence::Heard;
 
 /// How long quiet intervals are folded into one line.
@@ -127,8 +128,8 @@ pub struct Intervals {
     number: u64,
     from: Nanos,
     before: Reading,
-    /// Losses and frames in flight of every queue at the last line, by interface and queue.
-    rings: BTreeMap<(String, u32), (u64, u64)>,
+    /// The ring of every queue at the last line, by interface and queue.
+    rings: BTreeMap<(String, u32), RingAccount>,
 }
 
 /// A line that was made but not yet written.
@@ -138,7 +139,7 @@ pub struct Closing {
     /// Whether it tells of nothing that anybody could ask about.
     pub quiet: bool,
     after: Reading,
-    rings: BTreeMap<(String, u32), (u64, u64)>,
+    rings: BTreeMap<(String, u32), RingAccount>,
 }
 
 impl Closing {
@@ -256,7 +257,7 @@ impl Intervals {
         &self,
         now: &InterfaceReading,
         after: &Reading,
-        rings: &mut BTreeMap<(String, u32), (u64, u64)>,
+        rings: &mut BTreeMap<(String, u32), RingAccount>,
     ) -> Interface {
         let none = InterfaceReading::default();
         let before =
@@ -299,21 +300,21 @@ impl Intervals {
         then: &QueueReading,
         now: &QueueReading,
         after: &Reading,
-        rings: &mut BTreeMap<(String, u32), (u64, u64)>,
+        rings: &mut BTreeMap<(String, u32), RingAccount>,
     ) -> Queue {
         let (taken_then, taken) = (now.taken(&self.before.workers), now.taken(&after.workers));
         let key = (interface.to_owned(), now.queue);
-        let (lost_then, in_ring_then) = rings.get(&key).copied().unwrap_or_default();
+        let before = rings.get(&key).copied().unwrap_or_default();
         let reading = RingReading {
             steered_before: now.steered_before,
             received: taken.frames,
             reported: taken.own.lost(),
-            lost_before: lost_then,
+            missing: taken.own.missing,
             steered: now.xdp.steered,
             capacity: now.capacity,
         };
-        let balance = reading.balance(&now.closed, after.at_rest);
-        rings.insert(key, (balance.lost, balance.in_ring));
+        let account = before.next(&reading, &now.closed, after.at_rest);
+        rings.insert(key, account);
         let since = |now: u64, then: u64| now.saturating_sub(then);
         Queue {
             queue: now.queue,
@@ -327,10 +328,10 @@ impl Intervals {
                 aborted: since(now.xdp.aborted, then.xdp.aborted),
                 unstamped: since(now.xdp.unstamped, then.xdp.unstamped),
             },
-            in_ring_before: in_ring_then,
-            in_ring_after: balance.in_ring,
+            in_ring_before: before.in_ring,
+            in_ring_after: account.in_ring,
             received: since(taken.frames, taken_then.frames),
-            ring_losses: since(balance.lost, lost_then),
+            ring_losses: since(account.lost, before.lost),
             socket: Socket {
                 rx_dropped: since(taken.own.dropped, taken_then.own.dropped),
                 rx_ring_full: since(taken.own.ring_full, taken_then.own.ring_full),

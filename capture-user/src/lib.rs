@@ -23,6 +23,7 @@ mod privilege;
 pub mod program;
 pub mod recorder;
 pub mod replay;
+pub mod rings;
 pub mod run;
 pub mod share;
 pub mod silence;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{MapData, PerCpuArray, XskMap};
 use aya::programs::links::FdLink;
@@ -117,13 +117,37 @@ pub struct Program {
     id: u32,
     ebpf: Mutex<Ebpf>,
     sockets: Mutex<XskMap<MapData>>,
-    counters: PerCpuArray<MapData, QueueCounters>,
+    counters: Arc<Counters>,
     link: Mutex<Option<FdLink>>,
 }
 
 impl fmt::Debug for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Program(id {} for {} queues of {})", self.id, self.queues, self.iface)
+    }
+}
+
+/// How many frames of one queue the program steers. Outlives the program.
+#[derive(Clone)]
+pub struct Steered {
+    counters: Arc<Counters>,
+    queue: u32,
+    iface: String,
+}
+
+impl Steered {
+    /// So many so far.
+    ///
+    /// # Errors
+    /// [`ProgramError::Map`].
+    pub fn frames(&self) -> Result<u64, ProgramError> {
+        Ok(read(&self.counters, self.queue, &self.iface)?.steered)
+    }
+}
+
+impl fmt::Debug for Steered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "frames steered on {} queue {}", self.iface, self.queue)
     }
 }
 
@@ -174,7 +198,7 @@ impl Program {
             id,
             ebpf: Mutex::new(ebpf),
             sockets: Mutex::new(sockets),
-            counters,
+            counters: Arc::new(counters),
             link: Mutex::new(None),
         })
     }
@@ -267,11 +291,13 @@ impl Program {
     /// # Errors
     /// [`ProgramError::Map`].
     pub fn counters_of(&self, queue: u32) -> Result<QueueCounters, ProgramError> {
-        let cpus = self
-            .counters
-            .get(&queue, 0)
-            .map_err(|source| self.map_error("read the counters", source))?;
-        Ok(cpus.iter().fold(QueueCounters::default(), add))
+        read(&self.counters, queue, &self.iface)
+    }
+
+    /// How many frames of a queue are steered, for who receives them.
+    #[must_use]
+    pub fn steered(&self, queue: u32) -> Steered {
+        Steered { counters: Arc::clone(&self.counters), queue, iface: self.iface.clone() }
     }
 
     /// The interface's name.
@@ -473,6 +499,17 @@ fn stamp_clock() -> StampClock {
 }
 
 /// Counters of one CPU more. Wrapping, as the kernel's do.
+type Counters = PerCpuArray<MapData, QueueCounters>;
+
+/// What the program did with the frames of a queue, summed over CPUs.
+fn read(counters: &Counters, queue: u32, iface: &str) -> Result<QueueCounters, ProgramError> {
+    let cpus = counters.get(&queue, 0).map_err(|source| {
+        let iface = iface.to_owned();
+        ProgramError::Map { doing: "read the counters", iface, source }
+    })?;
+    Ok(cpus.iter().fold(QueueCounters::default(), add))
+}
+
 fn add(sum: QueueCounters, cpu: &QueueCounters) -> QueueCounters {
     QueueCounters {
         seen: sum.seen.wrapping_add(cpu.seen),

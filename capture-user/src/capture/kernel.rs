@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use capture_common::QueueCounters;
 use capture_store::ledger::Nic;
 
-use crate::account::{ClosedRing, WorkerCounts};
+use crate::account::WorkerCounts;
 use crate::interval::{InterfaceReading, Probe, QueueReading};
 use crate::link::Link;
 use crate::program::Program;
+use crate::rings::ClosedRing;
 use crate::silence::Heard;
 use crate::source::BATCH;
 use crate::source::af_xdp::AfXdpConfig;

@@ -6,15 +6,17 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use capture_flow::frame::{IfaceId, LinkType};
-use capture_flow::time::Nanos;
+use capture_flow::time::{Nanos, NanosDelta};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::clock::{self, StampTime};
+use super::missing::{Look, Missing};
 use super::umem::{Binding, HEADROOM, MAX_HELD, MAX_PIECES, Rings, Sizes};
 use super::{BATCH, Received, Source, SourceCounters, SourceError, SourceFrame};
 use crate::link::Link;
+use crate::live::since_boot;
 use crate::privilege;
-use crate::program::{AttachMode, Program};
+use crate::program::{AttachMode, Program, ProgramError, Steered};
 
 /// Ethernet header and two VLAN tags, which an MTU does not count.
 const LINK_HEADERS: u32 = 14 + 8;
@@ -23,6 +25,8 @@ const LINK_HEADERS: u32 = 14 + 8;
 const DRIVER_RING: u32 = 8192;
 /// Slots and chunks of a socket that is only to find out what a driver can.
 const TRIAL: u32 = 1024;
+/// How often a socket looks for frames that should have come: it has to ask the kernel.
+const LOOK: NanosDelta = NanosDelta::from_millis(50);
 /// How long a queue is waited for that a closed socket has not left yet: the kernel takes sockets
 /// apart in the background.
 const BUSY_TRIES: u32 = 40;
@@ -59,7 +63,14 @@ impl AfXdpConfig {
     /// bound.
     #[must_use]
     pub fn most_on_their_way(ring_size: u32) -> u64 {
-        u64::from(ring_size.saturating_add(ring_size.min(DRIVER_RING)).next_power_of_two())
+        u64::from(Self::chunks(ring_size, true))
+    }
+
+    /// Chunks of a socket's memory: as many as can wait. A zero-copy driver fills its own ring
+    /// besides.
+    fn chunks(ring_size: u32, zero_copy: bool) -> u32 {
+        let besides = if zero_copy { ring_size.min(DRIVER_RING) } else { 0 };
+        ring_size.saturating_add(besides).next_power_of_two()
     }
 }
 
@@ -128,6 +139,9 @@ pub struct AfXdp {
     skipping: bool,
     gone: bool,
     counters: SourceCounters,
+    steered: Steered,
+    missing: Missing,
+    looked_at: Nanos,
 }
 
 impl AfXdp {
@@ -168,6 +182,9 @@ impl AfXdp {
         let name = format!("{} queue {}", link.name, config.queue);
         raise_memory_lock_limit();
         let (rings, binding) = bind(config, link, attached, &name)?;
+        let steered = program.steered(config.queue);
+        let time = StampTime::new(program.clock());
+        let missing = Missing::new(&look(&steered, &time, true)?);
         let source = Self {
             name,
             iface: config.iface,
@@ -177,10 +194,13 @@ impl AfXdp {
                 multi_buffer: binding.multi_buffer,
             },
             rings,
-            time: StampTime::new(program.clock()),
+            time,
             skipping: false,
             gone: false,
             counters: SourceCounters::default(),
+            steered,
+            missing,
+            looked_at: Nanos::MIN,
         };
         // Last: some drivers lose buffers if frames come before the fill ring has any.
         program.steer(config.queue, &source.rings)?;
@@ -229,8 +249,12 @@ impl AfXdp {
     #[inline]
     fn arrival(&mut self, first: usize) -> Nanos {
         match self.rings.take_stamp(first) {
-            Some(stamp) => self.time.utc(stamp.arrival_ns),
+            Some(stamp) => {
+                self.missing.came(stamp.arrival_ns);
+                self.time.utc(stamp.arrival_ns)
+            }
             None => {
+                self.missing.came_unstamped();
                 self.counters.unstamped = self.counters.unstamped.saturating_add(1);
                 clock::now()
             }
@@ -263,6 +287,20 @@ impl AfXdp {
         }
         consume(frames.get(..outline.frames().len()).unwrap_or_default());
         bytes
+    }
+
+    /// Looks for frames that were steered here and never came.
+    fn miss(&mut self) {
+        let boot = since_boot();
+        if boot - self.looked_at < LOOK {
+            return;
+        }
+        self.looked_at = boot;
+        // What cannot be read now is found missing later, at the end at the latest.
+        if let Ok(look) = look(&self.steered, &self.time, self.rings.is_empty()) {
+            self.missing.look(&look, self.counters.frames);
+            self.counters.missing = self.missing.found();
+        }
     }
 
     fn error(&self, doing: &'static str, source: io::Error) -> SourceError {
@@ -318,8 +356,16 @@ impl Source for AfXdp {
         self.counters.dropped = kernel.rx_dropped();
         self.counters.fill_ring_empty = kernel.rx_fill_ring_empty_descs();
         self.counters.invalid_descs = kernel.rx_invalid_descs();
+        self.miss();
         Ok(self.counters)
     }
+}
+
+/// What was steered by now, and when that is.
+fn look(steered: &Steered, time: &StampTime, ring_is_empty: bool) -> Result<Look, ProgramError> {
+    let steered = steered.frames()?;
+    let stamp_ns = time.now();
+    Ok(Look { steered, stamp_ns, boot_ns: since_boot().0.cast_unsigned(), ring_is_empty })
 }
 
 /// One whole frame: its descriptors among the held ones, and its time.
@@ -394,9 +440,7 @@ fn bind(
                 Err(_) => {}
             }
         }
-        // As many as can wait. A zero-copy driver fills its own ring besides.
-        let besides = if binding.zero_copy { config.ring_size.min(DRIVER_RING) } else { 0 };
-        let chunks = config.ring_size.saturating_add(besides).next_power_of_two();
+        let chunks = AfXdpConfig::chunks(config.ring_size, binding.zero_copy);
         let sizes = Sizes { ring: config.ring_size, chunks, chunk_bytes: config.frame_size };
         let bound = loop {
             match Rings::bind(&link.name, config.queue, sizes, binding) {

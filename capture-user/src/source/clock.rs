@@ -26,6 +26,11 @@ impl StampTime {
         Self { clock, offset_ns: 0, measured_for: None }
     }
 
+    /// The clock of the stamps as it stands now.
+    pub(super) fn now(&self) -> u64 {
+        stamp_now(self.clock).cast_unsigned()
+    }
+
     /// The moment of a stamp.
     pub(super) fn utc(&mut self, stamp_ns: u64) -> Nanos {
         if self.measured_for.is_none_or(|last| last.abs_diff(stamp_ns) > REFRESH_NS) {
@@ -41,17 +46,21 @@ pub(super) fn now() -> Nanos {
     Nanos(nanos(clock_gettime(ClockId::Realtime)))
 }
 
-/// How far UTC is ahead of a stamp clock now, in nanoseconds.
-fn measure(clock: StampClock) -> i64 {
-    let read = || match clock {
+/// A stamp clock as it stands now.
+fn stamp_now(clock: StampClock) -> i64 {
+    match clock {
         StampClock::Monotonic => nanos(clock_gettime(ClockId::Monotonic)),
         // The kernel knows CLOCK_TAI since 3.10; the program that stamps needs 5.18.
         StampClock::Tai => clock_gettime_dynamic(DynamicClockId::Tai).map_or(0, nanos),
-    };
+    }
+}
+
+/// How far UTC is ahead of a stamp clock now, in nanoseconds.
+fn measure(clock: StampClock) -> i64 {
     let mut best = (i64::MAX, 0);
     for _ in 0..TRIES {
         let before = now().0;
-        let stamp = read();
+        let stamp = stamp_now(clock);
         let after = now().0;
         let took = after.saturating_sub(before).saturating_abs();
         let middle = before.saturating_add(after.saturating_sub(before) / 2);
@@ -87,10 +96,7 @@ mod tests {
         for clock in [StampClock::Monotonic, StampClock::Tai] {
             let mut time = StampTime::new(clock);
             let before = now();
-            let stamp = match clock {
-                StampClock::Monotonic => nanos(clock_gettime(ClockId::Monotonic)),
-                StampClock::Tai => nanos(clock_gettime_dynamic(DynamicClockId::Tai).unwrap()),
-            };
+            let stamp = stamp_now(clock);
             let after = now();
             let utc = time.utc(stamp.cast_unsigned());
             // An interrupted measurement is off by at most the time it took; this only has to

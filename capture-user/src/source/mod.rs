@@ -7,6 +7,7 @@ pub mod af_xdp;
 mod clock;
 pub mod file;
 pub mod made;
+mod missing;
 mod pcapng;
 mod umem;
 
@@ -87,6 +88,10 @@ pub struct SourceCounters {
     pub fill_ring_empty: u64,
     /// Kernel: buffers we gave that it refused (`rx_invalid_descs`).
     pub invalid_descs: u64,
+    /// Frames that were steered to the source some time ago and have not come, whatever became of
+    /// them: those that the counters above tell of, and any other. At least so many; the last ones
+    /// are found when others have come after them, or none do.
+    pub missing: u64,
 }
 
 impl SourceCounters {
@@ -109,6 +114,7 @@ impl SourceCounters {
             dropped: self.dropped.saturating_add(before.dropped),
             fill_ring_empty: self.fill_ring_empty.saturating_add(before.fill_ring_empty),
             invalid_descs: self.invalid_descs.saturating_add(before.invalid_descs),
+            missing: self.missing.saturating_add(before.missing),
         }
     }
 }

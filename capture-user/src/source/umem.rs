@@ -165,6 +165,11 @@ impl Rings {
         taken
     }
 
+    /// Whether nothing is there: in our hands, or in the ring at this moment.
+    pub(super) fn is_empty(&mut self) -> bool {
+        self.count == 0 && self.rx.nb_avail_exact() == 0
+    }
+
     /// Descriptors in our hands.
     #[inline]
     pub(super) fn held(&self) -> usize {
