@@ -226,22 +226,13 @@ fn service(c: &mut Criterion) {
 
 /// Rows of the same sessions by two workers, of which each saw one direction.
 fn halves(sessions: u64) -> Vec<(u16, SessionUpdate)> {
-    #[derive(Default)]
-    struct Rows(Vec<SessionUpdate>);
-    impl Sink for Rows {
-        fn touch(&mut self, _: PcapPosition, _: FlowHash, _: &mut Mark) {}
-
-        fn session(&mut self, update: SessionUpdate) {
-            self.0.push(update);
-        }
-    }
     const LEN: usize = 100;
     let traffic = Traffic::new(Speech::Tcp, sessions, LEN);
     let mut rows = Vec::new();
     for worker in 0..2_u16 {
         let config = FlowConfig { worker, halves: true, ..FlowConfig::default() };
         let mut table = SessionTable::new(config).expect("a table");
-        let mut found = Rows::default();
+        let mut found = Vec::<SessionUpdate>::new();
         for turn in 0..9 * sessions {
             let mut bytes = [0; LEN];
             traffic.fill(&mut bytes);
@@ -253,8 +244,8 @@ fn halves(sessions: u64) -> Vec<(u16, SessionUpdate)> {
             }
         }
         table.finish(traffic.arrival(9 * sessions), &mut found);
-        assert_eq!(found.0.len() as u64, sessions);
-        rows.extend(found.0.into_iter().map(|update| (worker, update)));
+        assert_eq!(found.len() as u64, sessions);
+        rows.extend(found.into_iter().map(|update| (worker, update)));
     }
     rows
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
+use serde_json::json;
 
 /// Values of one thing measured several times.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -94,6 +95,17 @@ pub struct Circumstances {
 }
 
 impl Circumstances {
+    /// Prints what a bench measured as JSON.
+    ///
+    /// # Errors
+    /// A value that JSON has no form for.
+    pub fn print(&self, bench: &str, cases: &[serde_json::Value]) -> Result<()> {
+        let all = json!({ "bench": bench, "circumstances": self, "cases": cases });
+        let text = serde_json::to_string_pretty(&all).context("cannot write the results")?;
+        println!("{text}");
+        Ok(())
+    }
+
     /// Of this run.
     #[must_use]
     pub fn now() -> Self {

@@ -241,10 +241,9 @@ mod tests {
     use std::collections::HashSet;
 
     use capture_flow::config::FlowConfig;
-    use capture_flow::frame::{Frame, IfaceId, LinkType, PcapPosition};
-    use capture_flow::key::FlowHash;
+    use capture_flow::frame::{Frame, IfaceId, LinkType};
     use capture_flow::record::ConnState;
-    use capture_flow::sink::{Mark, SessionUpdate, Sink};
+    use capture_flow::sink::SessionUpdate;
     use capture_flow::table::SessionTable;
 
     use super::*;
@@ -261,22 +260,12 @@ mod tests {
         }
     }
 
-    #[derive(Default)]
-    struct Rows(Vec<SessionUpdate>);
-
-    impl Sink for Rows {
-        fn touch(&mut self, _: PcapPosition, _: FlowHash, _: &mut Mark) {}
-        fn session(&mut self, update: SessionUpdate) {
-            self.0.push(update);
-        }
-    }
-
     /// The engine itself says whether the frames are what they should be.
     fn sessions_of(speech: Speech, cycles: u64) -> Vec<SessionUpdate> {
         const SESSIONS: u64 = 100;
         let traffic = Traffic::new(speech, SESSIONS, 100);
         let mut table = SessionTable::new(FlowConfig::default()).expect("a table");
-        let mut rows = Rows::default();
+        let mut rows = Vec::<SessionUpdate>::new();
         for turn in 0..cycles * SESSIONS {
             let mut bytes = [0; 100];
             traffic.fill(&mut bytes);
@@ -293,7 +282,7 @@ mod tests {
         }
         table.finish(traffic.arrival(cycles * SESSIONS), &mut rows);
         assert_eq!(table.stats().undecodable_frames(), 0);
-        rows.0
+        rows
     }
 
     #[test]

@@ -27,6 +27,15 @@ pub trait Sink {
     fn session(&mut self, update: SessionUpdate);
 }
 
+/// Collects the news, and leaves the rest.
+impl Sink for Vec<SessionUpdate> {
+    fn touch(&mut self, _at: PcapPosition, _flow: FlowHash, _mark: &mut Mark) {}
+
+    fn session(&mut self, update: SessionUpdate) {
+        self.push(update);
+    }
+}
+
 /// A row on its way from a worker to the flush thread, with what joining needs.
 #[derive(Clone, Debug)]
 pub struct SessionUpdate {

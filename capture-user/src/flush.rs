@@ -3,6 +3,7 @@
 
 mod clocks;
 mod end;
+mod weigh;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +14,7 @@ use anyhow::Result;
 use capture_flow::join::Joiner;
 use capture_flow::record::SessionRecord;
 use capture_flow::time::{Nanos, NanosDelta};
-use capture_store::ledger::{BlindCause, LedgerLine, LedgerWriter, Note, imbalances};
+use capture_store::ledger::{BlindCause, LedgerWriter, Note};
 use capture_store::sessions::{CommitError, PendingSeal, SealedSessions, SessionLog};
 use crossbeam::channel::{Receiver, Sender};
 use tracing::{error, warn};
@@ -32,6 +33,7 @@ use crate::worker::{ReplayClock, Shared};
 
 use clocks::{Quiet, WallClock};
 pub use end::End;
+use weigh::weigh;
 
 /// How often the hand-offs are emptied while a capture runs.
 const LOOK: Duration = Duration::from_millis(20);
@@ -460,7 +462,7 @@ impl Run {
         self.tried_at = Instant::now();
         match self.flush.ledger.append(&mut closing.line) {
             Ok(_) => {
-                self.weigh(&closing.line);
+                weigh(&self.flush.totals, &closing.line);
                 self.held_notes.clear();
                 self.quiet.longest = None;
                 self.flush.blind.settle(&told);
@@ -475,7 +477,7 @@ impl Run {
             // The interval stays open: the next line will span it.
             Err(failure) => {
                 if at_rest {
-                    self.weigh(&closing.line);
+                    weigh(&self.flush.totals, &closing.line);
                 }
                 if !self.flush.totals.ledger_fails.swap(true, Ordering::Relaxed) {
                     error!("the ledger cannot be written: {}", chain(&failure));
@@ -492,7 +494,7 @@ impl Run {
         let written = quiet.line.from == self.flush.intervals.from()
             && self.flush.ledger.append(&mut quiet.line).is_ok();
         if written {
-            self.weigh(&quiet.line);
+            weigh(&self.flush.totals, &quiet.line);
             self.flush.intervals.written(quiet);
         }
         written
@@ -506,44 +508,6 @@ impl Run {
             Ok((Some(head), ledger)) => anchors.keep(head, ledger),
             Ok((None, _)) => {}
             Err(failure) => error!("the ledger's head cannot be kept: {}", chain(&failure)),
-        }
-    }
-
-    /// Says what a line shows that nobody should overlook.
-    fn weigh(&self, line: &LedgerLine) {
-        for imbalance in imbalances(line) {
-            self.flush.totals.imbalances.fetch_add(1, Ordering::Relaxed);
-            warn!("the account does not balance: {imbalance}");
-        }
-        let queues = line.interfaces.iter().flat_map(|interface| &interface.queues);
-        let lost = queues.fold(0_u64, |sum, queue| sum.saturating_add(queue.ring_losses));
-        if lost > 0 {
-            self.flush.totals.ring_losses.fetch_add(lost, Ordering::Relaxed);
-        }
-        for interface in &line.interfaces {
-            for queue in interface.queues.iter().filter(|queue| queue.ring_losses > 0) {
-                warn!(
-                    iface = interface.name,
-                    queue = queue.queue,
-                    ring_full = queue.socket.rx_ring_full,
-                    no_buffer = queue.socket.rx_dropped,
-                    "{} frames were lost before the worker got them",
-                    queue.ring_losses
-                );
-            }
-        }
-        for worker in &line.workers {
-            for (reason, frames) in &worker.dropped {
-                warn!(
-                    worker = worker.worker,
-                    reason = reason.as_str(),
-                    "{frames} frames were not recorded: {}",
-                    reason.explain()
-                );
-            }
-        }
-        for (reason, rows) in &line.rows.lost {
-            warn!(reason = reason.as_str(), "{rows} session rows were lost");
         }
     }
 

@@ -213,6 +213,7 @@ impl Preparer {
         let stopped = Arc::clone(&stop);
         let lanes: Vec<_> = makings.iter().map(|making| Arc::clone(&making.lane)).collect();
         let spawned = thread::Builder::new().name("preparer".to_owned()).spawn(move || {
+            step_back();
             kept.confine();
             prepare_ahead(makings, &stopped, &news);
         });
@@ -242,6 +243,18 @@ impl Preparer {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         !self.thread.is_finished()
+    }
+}
+
+/// Preparing the segment after the next, hashing and indexing can wait, the wire cannot: where cores
+/// are scarce, workers come first. Of a core that a worker wants for itself, a fifth to a quarter is
+/// left to the calling thread: with less, segments would not come in time under a flood, or pile up
+/// unsealed.
+fn step_back() {
+    const NICE: i32 = 5;
+    // `None` is the calling thread, on Linux.
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        warn!("a thread of the keeper keeps the priority of capturing: {error}");
     }
 }
 

@@ -8,24 +8,11 @@ use std::collections::{HashMap, HashSet};
 use capture_flow::config::{Checksums, FlowConfig};
 use capture_flow::frame::{Frame, IfaceId, LinkType, PcapPosition};
 use capture_flow::join::{JoinConfig, Joiner};
-use capture_flow::key::FlowHash;
 use capture_flow::record::SessionRecord;
-use capture_flow::sink::{Mark, SessionUpdate, Sink};
+use capture_flow::sink::SessionUpdate;
 use capture_flow::table::SessionTable;
 use capture_flow::time::Nanos;
 use libfuzzer_sys::fuzz_target;
-
-/// What the tables tell, on its way to the log.
-#[derive(Default)]
-struct Updates(Vec<SessionUpdate>);
-
-impl Sink for Updates {
-    fn touch(&mut self, _at: PcapPosition, _flow: FlowHash, _mark: &mut Mark) {}
-
-    fn session(&mut self, update: SessionUpdate) {
-        self.0.push(update);
-    }
-}
 
 #[derive(Default)]
 struct Log {
@@ -59,23 +46,23 @@ struct Engine {
 }
 
 impl Engine {
-    fn tell(&mut self, worker: usize, updates: Updates, now: Nanos) {
+    fn tell(&mut self, worker: usize, updates: Vec<SessionUpdate>, now: Nanos) {
         let log = &mut self.log;
-        for update in updates.0 {
+        for update in updates {
             self.joiner.offer(worker as u16, update, &mut |record| log.row(&record));
         }
         self.joiner.advance(now, &mut |record| log.row(&record));
     }
 
     fn observe(&mut self, worker: usize, frames: &[Frame<'_>], now: Nanos) {
-        let mut updates = Updates::default();
+        let mut updates = Vec::<SessionUpdate>::new();
         self.tables[worker].observe_batch(frames, &mut updates);
         self.tell(worker, updates, now);
     }
 
     fn finish(&mut self, now: Nanos) {
         for worker in 0..self.tables.len() {
-            let mut updates = Updates::default();
+            let mut updates = Vec::<SessionUpdate>::new();
             self.tables[worker].finish(now, &mut updates);
             self.tell(worker, updates, now);
         }

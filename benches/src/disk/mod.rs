@@ -19,15 +19,13 @@ use std::process::ExitCode;
 use std::thread;
 
 use anyhow::{Result, bail, ensure};
-use capture_store::segment::SegmentSpec;
 use capture_user::config::SEGMENTS_IN_USE;
 use capture_user::units::{self, Bytes};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::measure::{self, Circumstances, Sample};
-use crate::pipeline::{Format, ring};
-use crate::traffic::Traffic;
+use crate::pipeline::{Format, check_sizes};
 
 pub use burst::Burst;
 pub use sustained::Sustained;
@@ -219,18 +217,7 @@ pub fn run(args: &DiskArgs) -> Result<ExitCode> {
 }
 
 fn check(args: &DiskArgs) -> Result<Way> {
-    for bytes in &args.sizes {
-        ensure!(
-            (Traffic::LEAST_BYTES..=ring::MOST_BYTES).contains(bytes),
-            "--sizes: {bytes} is not between {} and {}",
-            Traffic::LEAST_BYTES,
-            ring::MOST_BYTES
-        );
-    }
-    ensure!(
-        (1 << 22..=SegmentSpec::MAX_BYTES).contains(&args.segment_size),
-        "--segment-size: at least 4MiB and below 4GiB"
-    );
+    check_sizes(&args.sizes, args.segment_size)?;
     // A ring that holds less than what is in use keeps no budget.
     let least = args.segment_size.saturating_mul(2 * SEGMENTS_IN_USE);
     ensure!(

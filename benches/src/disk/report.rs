@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 
 use super::{Case, Pairs, name_of};
@@ -145,8 +145,5 @@ pub(super) fn json(circumstances: &Circumstances, cases: &[Case]) -> Result<()> 
             })
         })
         .collect();
-    let all = json!({ "bench": "disk", "circumstances": circumstances, "cases": cases });
-    let text = serde_json::to_string_pretty(&all).context("cannot write the results")?;
-    println!("{text}");
-    Ok(())
+    circumstances.print("disk", &cases)
 }

@@ -91,12 +91,12 @@ pub struct PipelineArgs {
     pub format: Format,
 }
 
-/// Runs the measurement.
+/// Whether frames and segments can be of these sizes.
 ///
 /// # Errors
-/// An argument that cannot be, no place for segments, or the engine lost frames.
-pub fn run(args: &PipelineArgs) -> Result<ExitCode> {
-    for bytes in &args.sizes {
+/// Names the option and what it takes.
+pub(crate) fn check_sizes(sizes: &[usize], segment_size: u64) -> Result<()> {
+    for bytes in sizes {
         ensure!(
             (Traffic::LEAST_BYTES..=ring::MOST_BYTES).contains(bytes),
             "--sizes: {bytes} is not between {} and {}",
@@ -105,9 +105,18 @@ pub fn run(args: &PipelineArgs) -> Result<ExitCode> {
         );
     }
     ensure!(
-        (1 << 22..=SegmentSpec::MAX_BYTES).contains(&args.segment_size),
+        (1 << 22..=SegmentSpec::MAX_BYTES).contains(&segment_size),
         "--segment-size: at least 4MiB and below 4GiB"
     );
+    Ok(())
+}
+
+/// Runs the measurement.
+///
+/// # Errors
+/// An argument that cannot be, no place for segments, or the engine lost frames.
+pub fn run(args: &PipelineArgs) -> Result<ExitCode> {
+    check_sizes(&args.sizes, args.segment_size)?;
     ensure!((64..=1 << 20).contains(&args.ring_size), "--ring-size: between 64 and 1048576");
     if let Some(core) = args.core {
         measure::pin(core)?;

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 
 use super::stages::{Case, Stages};
@@ -88,8 +88,5 @@ pub(super) fn json(circumstances: &Circumstances, results: &[(Case, Stages)]) ->
             })
         })
         .collect();
-    let all = json!({ "bench": "pipeline", "circumstances": circumstances, "cases": cases });
-    let text = serde_json::to_string_pretty(&all).context("cannot write the results")?;
-    println!("{text}");
-    Ok(())
+    circumstances.print("pipeline", &cases)
 }

@@ -285,23 +285,13 @@ fn counters_carry() {
         }
     }
     let (orig, record) = {
-        let mut rows = Rows(Vec::new());
+        let mut rows = Vec::<SessionUpdate>::new();
         table.finish(Nanos(made[11].0), &mut rows);
-        let record = rows.0.remove(0).record;
+        let record = rows.remove(0).record;
         (record.orig, record)
     };
     assert_eq!(orig.pkts, 12 + u64::from(u32::MAX - 7));
     assert_eq!(orig.ip_bytes, 12 * 128 + u64::from(u32::MAX - 800));
     assert_eq!(record.frame_bytes, 12 * 142 + u64::from(u32::MAX - 1000));
     assert_eq!(record.history.as_str(), "D", "no letter a second time");
-}
-
-struct Rows(Vec<SessionUpdate>);
-
-impl Sink for Rows {
-    fn touch(&mut self, _: PcapPosition, _: FlowHash, _: &mut Mark) {}
-
-    fn session(&mut self, update: SessionUpdate) {
-        self.0.push(update);
-    }
 }

@@ -49,9 +49,59 @@ impl Sections {
 
 /// Builds the sealed form of a segment's notes.
 pub(crate) fn encode(header: &IndexHeader, notes: Notes) -> Vec<u8> {
-    let Notes { flows, mut entries, mut foreign } = notes;
-    // Sort by (FlowHash, offset) without carrying the hash along: rank the slots first. Slots of
-    // one session (it came back after its mark was lost) share a rank.
+    let Notes { flows, entries, mut foreign } = notes;
+    let (ranked, rank_of) = rank(&flows);
+    let groups = Groups::of(&entries, &rank_of, ranked.len());
+    drop(entries);
+    foreign.sort_unstable();
+    foreign.dedup();
+
+    let known = groups.known();
+    let directory_len = known * DIRECTORY_ENTRY;
+    let mut bytes = vec![0; HEADER_LEN + directory_len];
+    bytes.reserve_exact(groups.offsets.len() * VARINT_MOST + foreign.len() * FOREIGN_ENTRY);
+    let mut entry_at = HEADER_LEN;
+    let postings_at = bytes.len();
+    groups.each(|rank, offsets| {
+        let start = bytes.len();
+        let (mut last, mut count) = (0, 0_u32);
+        for offset in offsets {
+            // A frame that was noted twice is one frame.
+            if *offset != last || count == 0 {
+                push_varint(&mut bytes, offset - last);
+                (last, count) = (*offset, count + 1);
+            }
+        }
+        let hash = ranked.get(rank).map_or(0, |hash| hash.0);
+        let len = bytes.len() - start;
+        let mut entry = [0; DIRECTORY_ENTRY];
+        entry[..8].copy_from_slice(&hash.to_le_bytes());
+        entry[8..16].copy_from_slice(&((start - postings_at) as u64).to_le_bytes());
+        entry[16..20].copy_from_slice(&count.to_le_bytes());
+        entry[20..].copy_from_slice(&(len as u32).to_le_bytes());
+        let next = entry_at + DIRECTORY_ENTRY;
+        if let Some(place) = bytes.get_mut(entry_at..next) {
+            place.copy_from_slice(&entry);
+        }
+        entry_at = next;
+    });
+    let sections = Sections {
+        flows: known as u64,
+        postings_len: (bytes.len() - postings_at) as u64,
+        foreign: foreign.len() as u64,
+    };
+    bytes[..HEADER_LEN].copy_from_slice(&encode_header(header, &sections));
+    for (hash, at) in foreign {
+        bytes.extend_from_slice(&hash.0.to_le_bytes());
+        bytes.extend_from_slice(&at.segment.to_le_bytes());
+        bytes.extend_from_slice(&u64::from(at.offset).to_le_bytes());
+    }
+    bytes
+}
+
+/// The sessions of the slots in order, and the place of each slot's among them. Slots of one session
+/// (it came back after its mark was lost) share a place.
+fn rank(flows: &[Option<FlowHash>]) -> (Vec<FlowHash>, Vec<u32>) {
     let mut slots: Vec<u32> = (0..flows.len() as u32).collect();
     let flow = |slot: u32| flows.get(slot as usize).copied().flatten();
     slots.sort_unstable_by_key(|slot| flow(*slot));
@@ -66,47 +116,69 @@ pub(crate) fn encode(header: &IndexHeader, notes: Notes) -> Vec<u8> {
             *rank = (ranked.len() - 1) as u32;
         }
     }
-    for entry in &mut entries {
-        entry.0 = rank_of.get(entry.0 as usize).copied().unwrap_or(0);
-    }
-    entries.sort_unstable();
-    entries.dedup();
-    foreign.sort_unstable();
-    foreign.dedup();
+    (ranked, rank_of)
+}
 
-    let mut directory = Vec::with_capacity(ranked.len() * DIRECTORY_ENTRY);
-    let mut postings = Vec::with_capacity(entries.len() * 2);
-    let mut known = 0;
-    for group in entries.chunk_by(|a, b| a.0 == b.0) {
-        let Some(hash) = group.first().and_then(|(rank, _)| ranked.get(*rank as usize)) else {
-            continue;
-        };
-        let start = postings.len();
-        let mut last = 0;
-        for (_, offset) in group {
-            push_varint(&mut postings, offset - last);
-            last = *offset;
+/// Offsets dealt out to their sessions. Counting, instead of sorting by session, because notes come
+/// in the order of their frames, or nearly so: a session's are in order when they are dealt out.
+struct Groups {
+    offsets: Vec<u32>,
+    /// Where each session's end, by rank.
+    ends: Vec<usize>,
+}
+
+impl Groups {
+    fn of(entries: &[(u32, u32)], rank_of: &[u32], ranks: usize) -> Self {
+        let rank = |slot: u32| rank_of.get(slot as usize).map_or(0, |rank| *rank as usize);
+        let mut ends = vec![0_usize; ranks];
+        for (slot, _) in entries {
+            if let Some(count) = ends.get_mut(rank(*slot)) {
+                *count += 1;
+            }
         }
-        directory.extend_from_slice(&hash.0.to_le_bytes());
-        directory.extend_from_slice(&(start as u64).to_le_bytes());
-        directory.extend_from_slice(&(group.len() as u32).to_le_bytes());
-        directory.extend_from_slice(&((postings.len() - start) as u32).to_le_bytes());
-        known += 1;
+        let mut begin = 0;
+        for place in &mut ends {
+            begin += std::mem::replace(place, begin);
+        }
+        let mut offsets = vec![0; begin];
+        for (slot, offset) in entries {
+            let Some(next) = ends.get_mut(rank(*slot)) else { continue };
+            if let Some(place) = offsets.get_mut(*next) {
+                *place = *offset;
+            }
+            *next += 1;
+        }
+        let mut groups = Self { offsets, ends };
+        let mut begin = 0;
+        for end in &groups.ends {
+            if let Some(group) = groups.offsets.get_mut(begin..*end)
+                && !group.is_sorted()
+            {
+                group.sort_unstable();
+            }
+            begin = *end;
+        }
+        groups
     }
-    let sections = Sections {
-        flows: known,
-        postings_len: postings.len() as u64,
-        foreign: foreign.len() as u64,
-    };
-    let mut bytes = encode_header(header, &sections).to_vec();
-    bytes.append(&mut directory);
-    bytes.append(&mut postings);
-    for (hash, at) in foreign {
-        bytes.extend_from_slice(&hash.0.to_le_bytes());
-        bytes.extend_from_slice(&at.segment.to_le_bytes());
-        bytes.extend_from_slice(&u64::from(at.offset).to_le_bytes());
+
+    /// Sessions that have any.
+    fn known(&self) -> usize {
+        let mut begin = 0;
+        let any = |end: &&usize| std::mem::replace(&mut begin, **end) < **end;
+        self.ends.iter().filter(any).count()
     }
-    bytes
+
+    /// Calls `each` with every session that has any, in order: its rank and its offsets.
+    fn each(&self, mut each: impl FnMut(usize, &[u32])) {
+        let mut begin = 0;
+        for (rank, end) in self.ends.iter().enumerate() {
+            let group = self.offsets.get(begin..*end).unwrap_or_default();
+            if !group.is_empty() {
+                each(rank, group);
+            }
+            begin = *end;
+        }
+    }
 }
 
 pub(super) fn encode_header(header: &IndexHeader, sections: &Sections) -> [u8; HEADER_LEN] {
@@ -189,4 +261,95 @@ pub(super) fn take_varint(bytes: &mut &[u8]) -> Option<u32> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use capture_flow::frame::PcapPosition;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn header() -> IndexHeader {
+        IndexHeader {
+            worker: 1,
+            sequence: 9,
+            link_type: LinkType::ETHERNET,
+            snaplen: 65_535,
+            created: Nanos(1),
+            pcap_len: 1 << 20,
+            frames: 7,
+            first_ts: Nanos(2),
+            last_ts: Nanos(3),
+            unnoted: 0,
+            recovered: false,
+            provenance: Provenance::default(),
+        }
+    }
+
+    /// The same, as the format's description says it, with no thought of speed.
+    fn described(header: &IndexHeader, notes: &Notes) -> Vec<u8> {
+        let mut sessions: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
+        for (slot, offset) in &notes.entries {
+            let hash = notes.flows[*slot as usize].expect("a session");
+            sessions.entry(hash.0).or_default().insert(*offset);
+        }
+        let foreign: BTreeSet<_> = notes.foreign.iter().copied().collect();
+        let (mut directory, mut postings) = (Vec::new(), Vec::new());
+        for (hash, offsets) in &sessions {
+            let (start, mut last) = (postings.len(), 0);
+            for offset in offsets {
+                push_varint(&mut postings, offset - last);
+                last = *offset;
+            }
+            directory.extend_from_slice(&hash.to_le_bytes());
+            directory.extend_from_slice(&(start as u64).to_le_bytes());
+            directory.extend_from_slice(&(offsets.len() as u32).to_le_bytes());
+            directory.extend_from_slice(&((postings.len() - start) as u32).to_le_bytes());
+        }
+        let sections = Sections {
+            flows: sessions.len() as u64,
+            postings_len: postings.len() as u64,
+            foreign: foreign.len() as u64,
+        };
+        let mut bytes = encode_header(header, &sections).to_vec();
+        bytes.extend(directory);
+        bytes.extend(postings);
+        for (hash, at) in foreign {
+            bytes.extend_from_slice(&hash.0.to_le_bytes());
+            bytes.extend_from_slice(&at.segment.to_le_bytes());
+            bytes.extend_from_slice(&u64::from(at.offset).to_le_bytes());
+        }
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn notes_in_any_order_become_what_the_format_says(
+            flows in prop::collection::vec(prop::option::weighted(0.9, 0_u64..12), 1..20),
+            notes in prop::collection::vec((any::<prop::sample::Index>(), 0_u32..100_000), 0..200),
+            foreign in prop::collection::vec((0_u64..4, 0_u64..4, 0_u32..4), 0..20),
+            in_order in any::<bool>(),
+        ) {
+            let flows: Vec<_> = flows.into_iter().map(|flow| flow.map(FlowHash)).collect();
+            let mut entries: Vec<(u32, u32)> = notes
+                .into_iter()
+                .map(|(slot, offset)| (slot.index(flows.len()) as u32, offset))
+                .filter(|(slot, _)| flows[*slot as usize].is_some())
+                .collect();
+            if in_order {
+                entries.sort_by_key(|(_, offset)| *offset);
+            }
+            let foreign = foreign
+                .into_iter()
+                .map(|(flow, segment, offset)| {
+                    (FlowHash(flow), PcapPosition { worker: 1, segment, offset })
+                })
+                .collect();
+            let notes = Notes { flows, entries, foreign };
+            prop_assert_eq!(described(&header(), &notes), encode(&header(), notes));
+        }
+    }
 }

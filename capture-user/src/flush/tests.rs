@@ -2,7 +2,7 @@ use capture_flow::join::JoinConfig;
 use capture_flow::sink::SessionUpdate;
 use capture_flow::stats::FlowStats;
 use capture_store::OwnedStore;
-use capture_store::ledger::read;
+use capture_store::ledger::{LedgerLine, read};
 use capture_store::sessions::LogPolicy;
 use capture_store::store::RunId;
 use crossbeam::channel::unbounded;

@@ -17,7 +17,7 @@ use capture_store::sessions::{PendingSeal, SealSessionsError, SealedSessions};
 use crossbeam::channel::{Receiver, Sender};
 use tracing::{error, warn};
 
-use super::{KeeperNews, LOOK, Lane};
+use super::{KeeperNews, LOOK, Lane, step_back};
 
 /// How often budgets are looked at when nothing was sealed.
 const BUDGETS: Duration = Duration::from_secs(10);
@@ -94,17 +94,6 @@ impl Sealer {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         !self.thread.is_finished()
-    }
-}
-
-/// Hashing and indexing can wait, the wire cannot: where cores are scarce, workers come first.
-/// Of a core that a worker wants for itself a quarter is left: with less, segments would pile up
-/// unsealed under a flood.
-fn step_back() {
-    const NICE: i32 = 5;
-    // `None` is the calling thread, on Linux.
-    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-        warn!("sealing keeps the priority of capturing: {error}");
     }
 }
 

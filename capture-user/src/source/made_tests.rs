@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use capture_flow::config::FlowConfig;
-use capture_flow::frame::{Frame, PcapPosition};
-use capture_flow::key::FlowHash;
-use capture_flow::sink::{Mark, SessionUpdate, Sink};
+use capture_flow::frame::Frame;
+use capture_flow::sink::SessionUpdate;
 use capture_flow::table::SessionTable;
 
 use super::*;
@@ -41,22 +40,12 @@ fn take(source: &mut Made) -> Vec<(Nanos, Vec<u8>)> {
     taken
 }
 
-#[derive(Default)]
-struct Rows(Vec<SessionUpdate>);
-
-impl Sink for Rows {
-    fn touch(&mut self, _: PcapPosition, _: FlowHash, _: &mut Mark) {}
-    fn session(&mut self, update: SessionUpdate) {
-        self.0.push(update);
-    }
-}
-
 /// The engine says whether the frames are what they should be, checksums included.
 fn sessions_of(frames: &[(Nanos, Vec<u8>)]) -> Vec<SessionUpdate> {
     let config =
         FlowConfig { checksums: capture_flow::config::Checksums::Verify, ..FlowConfig::default() };
     let mut table = SessionTable::new(config).expect("a table");
-    let mut rows = Rows::default();
+    let mut rows = Vec::<SessionUpdate>::new();
     for (ts, bytes) in frames {
         let frame = Frame {
             ts: *ts,
@@ -70,7 +59,7 @@ fn sessions_of(frames: &[(Nanos, Vec<u8>)]) -> Vec<SessionUpdate> {
     }
     table.finish(clock(), &mut rows);
     assert_eq!(table.stats().undecodable_frames(), 0);
-    rows.0
+    rows
 }
 
 #[test]
