@@ -140,7 +140,8 @@ pub struct CaptureArgs {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 
-    /// Cores for the workers, such as 2,3 or 4-7; by default the allowed ones in order
+    /// Cores for the workers, such as 2,3 or 4-7; by default each gets one beside the core that takes
+    /// its queue's interrupts, or the allowed ones in order where there are none
     #[arg(long, value_name = "LIST", value_parser = defaults::parse_cores, help_heading = "Receiving")]
     pub cores: Option<CoreList>,
 

@@ -4,6 +4,7 @@ mod crew;
 mod interface;
 mod kernel;
 mod made;
+mod placement;
 mod supervise;
 
 use std::os::unix::net::UnixStream;
@@ -77,7 +78,7 @@ fn begin(
     workers: usize,
 ) -> Result<(Supervisor, Preparer, Sealer)> {
     let space = config.common.space(run.held(), workers)?;
-    let cores = choose_cores(config, workers)?;
+    let cores = choose_cores(config, links, workers)?;
     let preparer = run.start_preparer(space.segment)?;
     let sealer = match run.start_sealer(space) {
         Ok(sealer) => sealer,
@@ -228,9 +229,9 @@ pub(crate) fn carries_operator(link: &Link) -> bool {
     server.is_some_and(|server| link.has_address(server).unwrap_or(false))
 }
 
-/// The core of each worker: those that were named, or those that this process may use, in order
-/// and from the start again where there are more workers.
-fn choose_cores(config: &CaptureConfig, workers: usize) -> Result<Vec<usize>> {
+/// The core of each worker: those that were named, in order and from the start again where there
+/// are more workers; otherwise the best of those that this process may use.
+fn choose_cores(config: &CaptureConfig, links: &[Link], workers: usize) -> Result<Vec<usize>> {
     let allowed = rustix::thread::sched_getaffinity(None).context("cannot ask for usable cores")?;
     let all: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
     let chosen = match &config.cores {
@@ -238,9 +239,9 @@ fn choose_cores(config: &CaptureConfig, workers: usize) -> Result<Vec<usize>> {
             if let Some(core) = cores.iter().find(|core| !all.contains(core)) {
                 bail!("--cores: core {core} is not among those that may be used here: {all:?}");
             }
-            cores.clone()
+            cores
         }
-        None => all,
+        None => &all,
     };
     if workers > chosen.len() {
         warn!(
@@ -250,7 +251,10 @@ fn choose_cores(config: &CaptureConfig, workers: usize) -> Result<Vec<usize>> {
             chosen.len()
         );
     }
-    Ok((0..workers).filter_map(|worker| chosen.get(worker % chosen.len()).copied()).collect())
+    Ok(match &config.cores {
+        Some(cores) => cores.iter().copied().cycle().take(workers).collect(),
+        None => placement::choose(links, workers, &all),
+    })
 }
 
 fn clock_name(clock: StampClock) -> &'static str {
