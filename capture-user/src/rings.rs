@@ -40,7 +40,7 @@ pub struct RingAccount {
     /// Frames between program and worker.
     pub in_ring: u64,
     /// Frames lost: those that the kernel says were lost, and those that nothing explains. What was
-    /// once lost stays lost.
+    /// once lost stays lost, unless it came after all.
     pub lost: u64,
     /// Among them: lost with no counter that says so.
     pub unexplained: u64,
@@ -87,7 +87,8 @@ impl RingAccount {
         let reported = reading.reported.saturating_sub(closed.reported);
         let missing = reading.missing.saturating_sub(closed.missing);
         let before = self.lost.saturating_sub(closed.lost());
-        let known = reported.max(missing).max(before);
+        // No more is missing than was steered and not received; a counter may say what it likes.
+        let known = reported.max(missing.max(before).min(steered.saturating_sub(received)));
         let between = steered.saturating_sub(received.saturating_add(known));
         let meanwhile = reading.steered.saturating_sub(reading.steered_before);
         let room = if at_rest { 0 } else { reading.capacity.saturating_add(meanwhile) };

@@ -208,7 +208,7 @@ fn read_day(
     let (parsed, batches) = sync_channel(1);
     thread::scope(|scope| {
         // While a batch is put into the chain, the next one is read and parsed.
-        let reading = scope.spawn(move || {
+        let reading = thread::Builder::new().spawn_scoped(scope, move || {
             let mut batch = Batch::default();
             let send = |batch: &mut Batch| {
                 let batch = std::mem::take(batch);
@@ -224,7 +224,7 @@ fn read_day(
             })?;
             send(&mut batch);
             io::Result::Ok(())
-        });
+        })?;
         for (batch, lines) in batches {
             for (number, parsed) in lines.into_iter().enumerate() {
                 let Some((text, whole)) = batch.line(number) else { break };
@@ -256,8 +256,9 @@ fn read_day(
     })
 }
 
-/// Lines that are parsed together: enough for every core to have something to do, and little memory.
-const BATCH_BYTES: usize = 8 << 20;
+/// Lines that are parsed together: enough for every core to have something to do, and little memory
+/// (three batches are there at a time).
+const BATCH_BYTES: usize = 4 << 20;
 
 /// Some lines of a file, all cores at their parsing.
 #[derive(Default)]
@@ -291,11 +292,19 @@ impl Batch {
         let part = |begin: usize| (begin..self.ends.len().min(begin + each)).map(parse);
         let first = begins.next();
         thread::scope(|scope| {
-            let others: Vec<_> =
-                begins.map(|begin| scope.spawn(move || part(begin).collect::<Vec<_>>())).collect();
+            let others: Vec<_> = begins
+                .map(|begin| {
+                    let parse = move || part(begin).collect::<Vec<_>>();
+                    thread::Builder::new().spawn_scoped(scope, parse).map_err(|_| begin)
+                })
+                .collect();
             let mut parsed: Vec<_> = first.into_iter().flat_map(part).collect();
             for other in others {
-                parsed.extend(joined(other));
+                match other {
+                    Ok(other) => parsed.extend(joined(other)),
+                    // There was no thread for it.
+                    Err(begin) => parsed.extend(part(begin)),
+                }
             }
             parsed
         })

@@ -24,7 +24,11 @@ pub(super) fn choose(links: &[Link], workers: usize, cores: &[usize]) -> Vec<usi
             }
         }
     }
-    let placed = place(&interrupts, cores, cache_of);
+    let all = interrupts.iter().flatten().chain(cores);
+    let shared: BTreeMap<usize, Shared> = all.map(|core| (*core, Shared::of(*core))).collect();
+    let placed = place(&interrupts, cores, |core, other| {
+        shared.get(&core).zip(shared.get(&other)).map_or(FAR, |(core, other)| core.distance(other))
+    });
     for ((worker, core), own) in placed.iter().enumerate().zip(&interrupts) {
         if !own.is_empty() {
             info!(worker, core, interrupts = ?own, "placed beside its queue's interrupts");
@@ -85,32 +89,74 @@ fn core_of(interrupt: u32) -> Option<usize> {
     list.trim().split([',', '-']).next()?.parse().ok()
 }
 
-/// The cores that a core shares its last cache with, as the kernel lists them.
-fn cache_of(core: usize) -> Option<String> {
-    let cache = format!("/sys/devices/system/cpu/cpu{core}/cache/index3/shared_cpu_list");
-    fs::read_to_string(cache).ok()
+/// Two cores that share their last cache.
+const NEAR: u8 = 0;
+/// Two threads of one core: the cache is near, but one waits for the other's work.
+const SAME_CORE: u8 = 1;
+/// Neither.
+const FAR: u8 = 2;
+
+/// Whom a core shares what with, as the kernel lists it.
+#[derive(Debug, PartialEq, Eq)]
+struct Shared {
+    execution: Option<String>,
+    cache: Option<String>,
 }
 
-/// The best core for each worker, given those that take the interrupts of its queues. `cache` says
-/// which cache a core uses.
+impl Shared {
+    fn of(core: usize) -> Self {
+        let core = Path::new("/sys/devices/system/cpu").join(format!("cpu{core}"));
+        let read = |what: &str| fs::read_to_string(core.join(what)).ok();
+        let execution = read("topology/thread_siblings_list");
+        Self { execution, cache: read("cache/index3/shared_cpu_list") }
+    }
+
+    fn distance(&self, other: &Self) -> u8 {
+        if self.execution.is_some() && self.execution == other.execution {
+            SAME_CORE
+        } else if self.cache.is_some() && self.cache == other.cache {
+            NEAR
+        } else {
+            FAR
+        }
+    }
+}
+
+/// The best core for each worker, given those that take the interrupts of its queues: rather one
+/// with fewer workers, then not its own interrupts', then nobody's, then a near one.
 fn place(
     interrupts: &[Vec<usize>],
     cores: &[usize],
-    cache: impl Fn(usize) -> Option<String>,
+    distance: impl Fn(usize, usize) -> u8,
 ) -> Vec<usize> {
     let anybodys: BTreeSet<usize> = interrupts.iter().flatten().copied().collect();
     let mut workers_on: BTreeMap<usize, usize> = BTreeMap::new();
     let best = interrupts.iter().filter_map(|own| {
         let core = *cores.iter().min_by_key(|core| {
-            let is_far = own.iter().all(|other| cache(*other) != cache(**core));
+            let distance = own.iter().map(|other| distance(**core, *other)).min();
             let workers = workers_on.get(*core).copied().unwrap_or(0);
             // Of equals the first.
-            (workers, own.contains(*core), anybodys.contains(*core), is_far && !own.is_empty())
+            (workers, own.contains(*core), anybodys.contains(*core), distance)
         })?;
         *workers_on.entry(core).or_default() += 1;
         Some(core)
     });
-    best.collect()
+    let mut placed: Vec<usize> = best.collect();
+    // Whoever is left with its own changes places with one whom that does not hurt.
+    let is_own =
+        |worker: usize, core: usize| interrupts.get(worker).is_some_and(|own| own.contains(&core));
+    for worker in 0..placed.len() {
+        let other = (0..placed.len()).find(|other| {
+            let cores = placed.get(worker).zip(placed.get(*other));
+            cores.is_some_and(|(core, others)| {
+                is_own(worker, *core) && !is_own(worker, *others) && !is_own(*other, *core)
+            })
+        });
+        if let Some(other) = other {
+            placed.swap(worker, other);
+        }
+    }
+    placed
 }
 
 #[cfg(test)]
@@ -157,8 +203,8 @@ mod tests {
     }
 
     /// Eight cores, four to a cache.
-    fn two_caches(core: usize) -> Option<String> {
-        Some((core / 4).to_string())
+    fn two_caches(core: usize, other: usize) -> u8 {
+        if core / 4 == other / 4 { NEAR } else { FAR }
     }
 
     #[test]
@@ -173,11 +219,33 @@ mod tests {
     }
 
     #[test]
+    fn the_other_thread_of_the_core_is_no_neighbour_to_have() {
+        let threads = |core: usize, other: usize| {
+            if core / 2 == other / 2 { SAME_CORE } else { two_caches(core, other) }
+        };
+        let cores: Vec<usize> = (0..8).collect();
+        assert_eq!(place(&[vec![0]], &cores, threads), [2]);
+        assert_eq!(place(&[vec![0]], &[0, 1], threads), [1], "but better than the same");
+    }
+
+    #[test]
+    fn this_machine_says_what_its_cores_share() {
+        let first = Shared::of(0);
+        assert!(first.execution.is_some(), "{first:?}");
+        assert_eq!(first.distance(&Shared::of(0)), SAME_CORE);
+        let nobody = Shared { execution: None, cache: None };
+        assert_eq!(nobody.distance(&nobody), FAR, "what is not known is not shared");
+    }
+
+    #[test]
     fn where_all_cores_take_interrupts_nobody_gets_his_own() {
-        let own = [vec![0], vec![1], vec![2], vec![3]];
-        let placed = place(&own, &[0, 1, 2, 3], two_caches);
-        assert!(placed.iter().zip(&own).all(|(core, own)| !own.contains(core)), "{placed:?}");
-        assert_eq!(placed.iter().collect::<BTreeSet<_>>().len(), 4, "{placed:?}");
+        for count in 2..6 {
+            let cores: Vec<usize> = (0..count).collect();
+            let own: Vec<_> = cores.iter().map(|core| vec![*core]).collect();
+            let placed = place(&own, &cores, two_caches);
+            assert!(placed.iter().zip(&own).all(|(core, own)| !own.contains(core)), "{placed:?}");
+            assert_eq!(placed.iter().collect::<BTreeSet<_>>().len(), count, "{placed:?}");
+        }
         assert_eq!(place(&[vec![0]], &[0], two_caches), [0], "there is no other");
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use capture_flow::frame::{IfaceId, LinkType};
 use capture_flow::time::{Nanos, NanosDelta};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::warn;
 
 use super::clock::{self, StampTime};
 use super::missing::{Look, Missing};
@@ -142,6 +143,8 @@ pub struct AfXdp {
     steered: Steered,
     missing: Missing,
     looked_at: Nanos,
+    /// Whether looking failed and that was said.
+    cannot_look: bool,
 }
 
 impl AfXdp {
@@ -184,7 +187,7 @@ impl AfXdp {
         let (rings, binding) = bind(config, link, attached, &name)?;
         let steered = program.steered(config.queue);
         let time = StampTime::new(program.clock());
-        let missing = Missing::new(&look(&steered, &time, true)?);
+        let missing = Missing::new(&look(&steered, &time, || true)?);
         let source = Self {
             name,
             iface: config.iface,
@@ -201,6 +204,7 @@ impl AfXdp {
             steered,
             missing,
             looked_at: Nanos::MIN,
+            cannot_look: false,
         };
         // Last: some drivers lose buffers if frames come before the fill ring has any.
         program.steer(config.queue, &source.rings)?;
@@ -296,10 +300,20 @@ impl AfXdp {
             return;
         }
         self.looked_at = boot;
-        // What cannot be read now is found missing later, at the end at the latest.
-        if let Ok(look) = look(&self.steered, &self.time, self.rings.is_empty()) {
-            self.missing.look(&look, self.counters.frames);
-            self.counters.missing = self.missing.found();
+        match look(&self.steered, &self.time, || self.rings.is_empty()) {
+            Ok(look) => {
+                self.missing.look(&look, self.counters.frames);
+                self.counters.missing = self.missing.found();
+            }
+            Err(failure) if !self.cannot_look => {
+                self.cannot_look = true;
+                let cause = crate::chain(&failure);
+                warn!(
+                    "{}: frames that no counter tells of are missed at the end: {cause}",
+                    self.name
+                );
+            }
+            Err(_) => {}
         }
     }
 
@@ -361,11 +375,15 @@ impl Source for AfXdp {
     }
 }
 
-/// What was steered by now, and when that is.
-fn look(steered: &Steered, time: &StampTime, ring_is_empty: bool) -> Result<Look, ProgramError> {
+/// What was steered by now, when that is, and whether the ring is empty then.
+fn look(
+    steered: &Steered,
+    time: &StampTime,
+    ring_is_empty: impl FnOnce() -> bool,
+) -> Result<Look, ProgramError> {
     let steered = steered.frames()?;
-    let stamp_ns = time.now();
-    Ok(Look { steered, stamp_ns, boot_ns: since_boot().0.cast_unsigned(), ring_is_empty })
+    let (stamp_ns, boot_ns) = (time.now(), since_boot().0.cast_unsigned());
+    Ok(Look { steered, stamp_ns, boot_ns, ring_is_empty: ring_is_empty() })
 }
 
 /// One whole frame: its descriptors among the held ones, and its time.
