@@ -3,8 +3,6 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::sync_channel;
-use std::thread::{self, ScopedJoinHandle};
 
 use capture_flow::time::Nanos;
 
@@ -205,60 +203,47 @@ fn read_day(
     mut fold: Option<&mut ChainFold>,
 ) -> io::Result<()> {
     let mut place = Place { path: path.into(), line: 0 };
-    let (parsed, batches) = sync_channel(1);
-    thread::scope(|scope| {
-        // While a batch is put into the chain, the next one is read and parsed.
-        let reading = thread::Builder::new().spawn_scoped(scope, move || {
-            let mut batch = Batch::default();
-            let send = |batch: &mut Batch| {
-                let batch = std::mem::take(batch);
-                let lines = batch.parse();
-                // Whoever takes them does so to the end.
-                let _ = parsed.send((batch, lines));
-            };
-            for_each_line(path, |_, text, whole| {
-                batch.add(text, whole);
-                if batch.text.len() >= BATCH_BYTES {
-                    send(&mut batch);
+    let mut batch = Batch::default();
+    let mut take = |batch: &mut Batch| {
+        for (number, parsed) in batch.parse().into_iter().enumerate() {
+            let Some((text, whole)) = batch.line(number) else { break };
+            place.line += 1;
+            match parsed {
+                Ok((line, hash)) => {
+                    if let Some(fold) = &mut fold {
+                        fold.line(&place, text, hash, &line);
+                    }
+                    if line.overlaps(from, to) {
+                        read.lines.push(line);
+                    }
                 }
-            })?;
-            send(&mut batch);
-            io::Result::Ok(())
-        })?;
-        for (batch, lines) in batches {
-            for (number, parsed) in lines.into_iter().enumerate() {
-                let Some((text, whole)) = batch.line(number) else { break };
-                place.line += 1;
-                match parsed {
-                    Ok((line, hash)) => {
-                        if let Some(fold) = &mut fold {
-                            fold.line(&place, text, hash, &line);
-                        }
-                        if line.overlaps(from, to) {
-                            read.lines.push(line);
-                        }
+                Err(error) => {
+                    if let Some(fold) = &mut fold {
+                        fold.damaged(&place, text);
                     }
-                    Err(error) => {
-                        if let Some(fold) = &mut fold {
-                            fold.damaged(&place, text);
-                        }
-                        read.damage.push(Damage {
-                            path: path.to_owned(),
-                            line: place.line,
-                            why: error.to_string(),
-                            torn_end: !whole,
-                        });
-                    }
+                    read.damage.push(Damage {
+                        path: path.to_owned(),
+                        line: place.line,
+                        why: error.to_string(),
+                        torn_end: !whole,
+                    });
                 }
             }
         }
-        joined(reading)
-    })
+        batch.clear();
+    };
+    for_each_line(path, |_, text, whole| {
+        batch.add(text, whole);
+        if batch.text.len() >= BATCH_BYTES {
+            take(&mut batch);
+        }
+    })?;
+    take(&mut batch);
+    Ok(())
 }
 
-/// Lines that are parsed together: enough for every core to have something to do, and little memory
-/// (three batches are there at a time).
-const BATCH_BYTES: usize = 4 << 20;
+/// Lines that are parsed together: enough for every core to have something to do, and little memory.
+const BATCH_BYTES: usize = 8 << 20;
 
 /// Some lines of a file, all cores at their parsing.
 #[derive(Default)]
@@ -274,6 +259,11 @@ impl Batch {
         self.ends.push((self.text.len(), whole));
     }
 
+    fn clear(&mut self) {
+        self.text.clear();
+        self.ends.clear();
+    }
+
     fn line(&self, number: usize) -> Option<(&[u8], bool)> {
         let (end, whole) = *self.ends.get(number)?;
         let begin = number.checked_sub(1).and_then(|before| self.ends.get(before));
@@ -286,34 +276,23 @@ impl Batch {
             let text = self.line(number).map_or(&[][..], |(text, _)| text);
             Ok((serde_json::from_slice::<LedgerLine>(text)?, blake3::hash(text)))
         };
-        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let each = self.ends.len().div_ceil(threads).max(LEAST_LINES);
         let mut begins = (0..self.ends.len()).step_by(each);
         let part = |begin: usize| (begin..self.ends.len().min(begin + each)).map(parse);
         let first = begins.next();
-        thread::scope(|scope| {
-            let others: Vec<_> = begins
-                .map(|begin| {
-                    let parse = move || part(begin).collect::<Vec<_>>();
-                    thread::Builder::new().spawn_scoped(scope, parse).map_err(|_| begin)
-                })
-                .collect();
+        std::thread::scope(|scope| {
+            let others: Vec<_> =
+                begins.map(|begin| scope.spawn(move || part(begin).collect::<Vec<_>>())).collect();
             let mut parsed: Vec<_> = first.into_iter().flat_map(part).collect();
             for other in others {
-                match other {
-                    Ok(other) => parsed.extend(joined(other)),
-                    // There was no thread for it.
-                    Err(begin) => parsed.extend(part(begin)),
-                }
+                // Nothing in it panics; if it did, so would whoever asked.
+                parsed
+                    .extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             }
             parsed
         })
     }
-}
-
-/// What a thread came to. Nothing in it panics; if it did, so would whoever asked.
-fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Fewer lines are not worth a thread.
