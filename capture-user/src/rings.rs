@@ -33,8 +33,9 @@ pub struct RingReading {
     pub capacity: u64,
 }
 
-/// What is known of a queue's ring from one line of the ledger to the next. Unless there is a
-/// surplus, `steered = received + lost + in_ring`.
+/// What is known of a queue's ring from one line of the ledger to the next. Unless a counter cannot be
+/// believed, `steered = received + lost + in_ring`; where it does not hold, the line says so
+/// ([`imbalances`](capture_store::ledger::imbalances)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingAccount {
     /// Frames between program and worker.
@@ -42,11 +43,6 @@ pub struct RingAccount {
     /// Frames lost: those that the kernel says were lost, and those that nothing explains. What was
     /// once lost stays lost, unless it came after all.
     pub lost: u64,
-    /// Among them: lost with no counter that says so.
-    pub unexplained: u64,
-    /// Frames that were received or reported lost although they were never steered: a counter
-    /// cannot be believed.
-    pub surplus: u64,
 }
 
 /// A queue's totals when its socket was closed. What had been steered by then is received or
@@ -94,12 +90,7 @@ impl RingAccount {
         let room = if at_rest { 0 } else { reading.capacity.saturating_add(meanwhile) };
         let too_many = between.saturating_sub(room);
         let lost = known.saturating_add(too_many);
-        Self {
-            in_ring: between.saturating_sub(too_many),
-            lost: closed.lost().saturating_add(lost),
-            unexplained: lost.saturating_sub(reported),
-            surplus: received.saturating_add(known).saturating_sub(steered),
-        }
+        Self { in_ring: between.saturating_sub(too_many), lost: closed.lost().saturating_add(lost) }
     }
 }
 
@@ -122,9 +113,9 @@ mod tests {
             capacity: 64,
             ..RingReading::default()
         };
-        let running = RingAccount { in_ring: 70, lost: 40, unexplained: 0, surplus: 0 };
+        let running = RingAccount { in_ring: 70, lost: 40 };
         assert_eq!(first(&reading, false), running);
-        let rest = RingAccount { in_ring: 0, lost: 110, unexplained: 70, surplus: 0 };
+        let rest = RingAccount { in_ring: 0, lost: 110 };
         assert_eq!(first(&reading, true), rest);
     }
 
@@ -137,9 +128,10 @@ mod tests {
             capacity: 64,
             ..RingReading::default()
         };
-        assert_eq!(first(&reading, false).unexplained, 836);
+        assert_eq!(first(&reading, false), RingAccount { in_ring: 64, lost: 836 });
+        // Received without having been steered: the line does not balance by as many.
         let impossible = RingReading { received: 1100, ..reading };
-        assert_eq!(first(&impossible, false).surplus, 100);
+        assert_eq!(first(&impossible, false), RingAccount::default());
     }
 
     #[test]
@@ -153,12 +145,33 @@ mod tests {
             capacity: 1 << 18,
         };
         let account = first(&reading, false);
-        let three = RingAccount { in_ring: 57, lost: 43, unexplained: 3, surplus: 0 };
+        let three = RingAccount { in_ring: 57, lost: 43 };
         assert_eq!(account, three);
         // A counter that comes late tells of the same frames.
         let late = RingReading { reported: 43, ..reading };
         let account = account.next(&late, &ClosedRing::default(), false);
-        assert_eq!(account, RingAccount { unexplained: 0, ..three });
+        assert_eq!(account, three);
+    }
+
+    #[test]
+    fn a_frame_that_came_after_all_is_lost_no_longer() {
+        let reading = RingReading {
+            steered_before: 1000,
+            received: 999,
+            missing: 1,
+            steered: 1000,
+            capacity: 64,
+            ..RingReading::default()
+        };
+        let account = first(&reading, false);
+        assert_eq!(account, RingAccount { in_ring: 0, lost: 1 });
+        let came = RingReading { received: 1000, missing: 0, ..reading };
+        let account = account.next(&came, &ClosedRing::default(), false);
+        assert_eq!(account, RingAccount::default());
+        // What is in flight later is not called lost for it.
+        let later = RingReading { steered_before: 1005, steered: 1005, ..came };
+        let account = account.next(&later, &ClosedRing::default(), false);
+        assert_eq!(account, RingAccount { in_ring: 5, lost: 0 });
     }
 
     #[test]
@@ -176,6 +189,6 @@ mod tests {
         };
         let account = first(&RingReading { missing: 8, received: 70, ..reading }, false);
         let account = account.next(&reading, &closed, false);
-        assert_eq!(account, RingAccount { in_ring: 19, lost: 51, unexplained: 1, surplus: 0 });
+        assert_eq!(account, RingAccount { in_ring: 19, lost: 51 });
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use capture_flow::frame::{IfaceId, LinkType};
-use capture_flow::time::{Nanos, NanosDelta};
+use capture_flow::time::Nanos;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
@@ -26,8 +26,6 @@ const LINK_HEADERS: u32 = 14 + 8;
 const DRIVER_RING: u32 = 8192;
 /// Slots and chunks of a socket that is only to find out what a driver can.
 const TRIAL: u32 = 1024;
-/// How often a socket looks for frames that should have come: it has to ask the kernel.
-const LOOK: NanosDelta = NanosDelta::from_millis(50);
 /// How long a queue is waited for that a closed socket has not left yet: the kernel takes sockets
 /// apart in the background.
 const BUSY_TRIES: u32 = 40;
@@ -142,7 +140,6 @@ pub struct AfXdp {
     counters: SourceCounters,
     steered: Steered,
     missing: Missing,
-    looked_at: Nanos,
     /// Whether looking failed and that was said.
     cannot_look: bool,
 }
@@ -203,7 +200,6 @@ impl AfXdp {
             counters: SourceCounters::default(),
             steered,
             missing,
-            looked_at: Nanos::MIN,
             cannot_look: false,
         };
         // Last: some drivers lose buffers if frames come before the fill ring has any.
@@ -295,11 +291,9 @@ impl AfXdp {
 
     /// Looks for frames that were steered here and never came.
     fn miss(&mut self) {
-        let boot = since_boot();
-        if boot - self.looked_at < LOOK {
+        if !self.missing.is_due(since_boot().0.cast_unsigned()) {
             return;
         }
-        self.looked_at = boot;
         match look(&self.steered, &self.time, || self.rings.is_empty()) {
             Ok(look) => {
                 self.missing.look(&look, self.counters.frames);

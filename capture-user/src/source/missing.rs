@@ -16,6 +16,8 @@
 /// into the ring before it ends its poll of the queue (`xdp_do_flush`, at most 64 frames later); the
 /// rest is for a core that is taken away meanwhile, while others go on with the same queue.
 const SETTLED_NS: u64 = 500_000_000;
+/// Time between two looks: the kernel has to be asked for each.
+const LOOK_NS: u64 = 50_000_000;
 /// Longer between two looks, and the whole machine may have stood still: then time that has passed
 /// says nothing about the kernel's having gone on.
 const STOOD_STILL_NS: u64 = 250_000_000;
@@ -100,6 +102,11 @@ impl Missing {
     #[inline]
     pub(super) fn came_unstamped(&mut self) {
         self.came += 1;
+    }
+
+    /// Whether it is time for a look, by the clock that nobody sets.
+    pub(super) fn is_due(&self, boot_ns: u64) -> bool {
+        boot_ns.saturating_sub(self.looked_at) >= LOOK_NS
     }
 
     /// Looks whether any is missing, now and then. `came` is how many frames came in all.
