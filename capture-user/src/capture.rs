@@ -149,6 +149,8 @@ fn start(config: &CaptureConfig, run: &Run, links: &[Link], cores: &[usize]) -> 
         }
     };
     crew.rows_go_to(flush.taker());
+    // Whoever waits to hear that it captures finds the run in the ledger.
+    flush.await_first_line();
     let begun = crate::live::clock();
     interfaces.iter_mut().for_each(|captured| captured.announce(begun));
     if config.heal {

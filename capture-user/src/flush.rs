@@ -158,14 +158,21 @@ struct Run {
 
 impl Flush {
     /// Works until `stop` is set and the workers have ended; then everything still on its way is
-    /// written, and the last line says so. `clock` gives the engine's time.
+    /// written, and the last line says so. `begun` is called once the first line is written;
+    /// `clock` gives the engine's time.
     ///
     /// # Errors
     /// The session log or the last line could not be written.
-    pub fn capture(self, stop: &End, clock: impl Fn() -> Nanos) -> Result<()> {
+    pub fn capture(
+        self,
+        stop: &End,
+        begun: impl FnOnce(),
+        clock: impl Fn() -> Nanos,
+    ) -> Result<()> {
         let mut run = Run::new(self);
         run.wall = Some(WallClock::read());
         run.begin();
+        begun();
         loop {
             // Before the hand-offs are emptied: workers have ended by then.
             let stopping = stop.is_set();

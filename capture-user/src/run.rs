@@ -1,5 +1,6 @@
 //! What `capture` and `replay` have in common: the store, the threads that keep it, their end.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, JoinHandle, Thread};
@@ -15,7 +16,7 @@ use capture_store::ledger::{BlindCause, LedgerWriter, Note};
 use capture_store::segment::{SealPolicy, SegmentSpec};
 use capture_store::sessions::{LogPolicy, PendingSeal, SessionLog};
 use capture_store::store::{OwnedStore, Purpose, RunId, random_u128};
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, RecvError, Sender, bounded, unbounded};
 use tracing::{info, warn};
 
 use crate::account::WorkerCounts;
@@ -323,9 +324,9 @@ impl Run {
     ) -> Result<FlushThread> {
         let flush = self.flush("capture", clock, from, probe, signs, canaries)?;
         let kept = self.kept;
-        FlushThread::start(move |stop| {
+        FlushThread::start(move |stop, begun| {
             kept.confine();
-            flush.capture(stop, crate::live::clock)
+            flush.capture(stop, || drop(begun), crate::live::clock)
         })
     }
 
@@ -339,7 +340,7 @@ impl Run {
         let (signs, canaries) = (SignsOfLife::default(), canary::Watch::new(Vec::new()));
         let flush = self.flush("replay", "packet", from, probe, signs, canaries)?;
         let worker = thread::current();
-        FlushThread::start(move |stop| flush.replay(stop, &clock, &worker))
+        FlushThread::start(move |stop, _| flush.replay(stop, &clock, &worker))
     }
 
     /// The workers' counters, summed.
@@ -430,10 +431,15 @@ pub struct FlushThread {
     thread: JoinHandle<Result<()>>,
     /// Held by the thread alone, however it ends.
     life: Weak<()>,
+    /// Disconnected once the ledger has the run's first line.
+    begun: Receiver<Infallible>,
 }
 
 impl FlushThread {
-    fn start(work: impl FnOnce(&End) -> Result<()> + Send + 'static) -> Result<Self> {
+    fn start(
+        work: impl FnOnce(&End, Sender<Infallible>) -> Result<()> + Send + 'static,
+    ) -> Result<Self> {
+        let (begins, begun) = bounded(1);
         let stop = Arc::new(End::default());
         let stopped = Arc::clone(&stop);
         let alive = Arc::new(());
@@ -442,10 +448,16 @@ impl FlushThread {
             .name("flush".to_owned())
             .spawn(move || {
                 let _alive = alive;
-                work(&stopped)
+                work(&stopped, begins)
             })
             .context("cannot start the flush thread")?;
-        Ok(Self { stop, thread, life })
+        Ok(Self { stop, thread, life, begun })
+    }
+
+    /// Waits until the ledger has the first line of a capture, or refused it: before that nobody
+    /// can tell files that the run has open from files that somebody put there.
+    pub fn await_first_line(&self) {
+        let Err(RecvError) = self.begun.recv();
     }
 
     /// The thread as whoever waits for it needs it.

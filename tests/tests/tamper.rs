@@ -504,6 +504,8 @@ fn a_store_is_whole_while_its_sensor_runs_and_after_it_was_killed_and_recovered(
     let mut declared = 0;
     for kill in 1..=3 {
         let mut program = sensor::capture(&wire, &store, &args)?;
+        // A thread of its own makes it.
+        await_until("an anchor", || Ok(Path::new(&anchored).exists().then_some(())))?;
         // While segments are sealed and the oldest are removed under the reader's eyes.
         await_until("segments that went", || {
             ensure!(program.runs()?, "{}", program.stderr()?);

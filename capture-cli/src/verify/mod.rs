@@ -14,7 +14,7 @@ mod walk;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use capture_flow::time::Nanos;
@@ -30,7 +30,8 @@ use anchors::Anchors;
 use files::Files;
 use walk::Walk;
 
-/// How long a running sensor may take to write the line about a file that it sealed or removed.
+/// How long a running sensor may take to write the line about a file that it sealed or removed,
+/// its first line, and its first anchor.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How often its ledger is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(200);
@@ -224,8 +225,7 @@ pub fn verify_path(path: &Path, options: &Options) -> anyhow::Result<Report> {
 /// The store or an anchor file cannot be read at all. What is wrong with them is in the report.
 pub fn verify(store: &Store, options: &Options) -> anyhow::Result<Report> {
     let identity = store.identity();
-    let mut findings = Findings::default();
-    let anchors = Anchors::load(&options.anchors, &identity.sensor_id, &mut findings)?;
+    let (anchors, mut findings) = load_anchors(store, options)?;
     let key = choose_key(store, options, &anchors, &mut findings);
     let trusted = key.map(|(key, _)| key);
     let mut walk = Walk::new(store, trusted, anchors);
@@ -233,10 +233,14 @@ pub fn verify(store: &Store, options: &Options) -> anyhow::Result<Report> {
     walk.advance(&mut findings).with_context(unreadable)?;
     let mut files = Files::look(store).context("cannot list the store's files")?;
     files.check(store, &walk.vouched);
-    // A running sensor seals and removes files first, then writes the line that says so.
-    let begun = std::time::Instant::now();
+    // A running sensor seals and removes files first, then writes the line that says so; it holds
+    // the store before its first line says that it has begun.
+    let begun = Instant::now();
     let mut in_use = store.is_being_written().unwrap_or(false);
-    while in_use && files.is_unsettled(&walk) && begun.elapsed() < PATIENCE {
+    while in_use
+        && (files.is_unsettled(&walk) || !walk.run_goes_on())
+        && begun.elapsed() < PATIENCE
+    {
         std::thread::sleep(LOOK);
         walk.advance(&mut findings).with_context(unreadable)?;
         files.settle(store, &walk.vouched);
@@ -264,6 +268,21 @@ pub fn verify(store: &Store, options: &Options) -> anyhow::Result<Report> {
     files.check_tails(store, &walk.vouched, in_use);
     conclude(store, walk, files, findings, &mut report)?;
     Ok(report)
+}
+
+/// Reads the anchors. A sensor that has just begun may be about to keep its first.
+fn load_anchors(store: &Store, options: &Options) -> anyhow::Result<(Anchors, Findings)> {
+    let begun = Instant::now();
+    loop {
+        let mut findings = Findings::default();
+        let sensor_id = &store.identity().sensor_id;
+        let anchors = Anchors::load(&options.anchors, sensor_id, &mut findings)?;
+        let lacks = anchors.files.iter().any(|file| file.anchors == 0);
+        if !lacks || begun.elapsed() >= PATIENCE || !store.is_being_written().unwrap_or(false) {
+            return Ok((anchors, findings));
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 /// Puts together what was found, once nothing more is read.

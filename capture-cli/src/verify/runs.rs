@@ -98,6 +98,12 @@ impl Runs {
         }
     }
 
+    /// Whether the newest one has not ended in order.
+    pub(super) fn newest_goes_on(&self) -> bool {
+        let newest = self.runs.values().max_by_key(|run| run.last_seq);
+        newest.is_some_and(|run| run.clean_seq.is_none())
+    }
+
     /// What is wrong with them, and what they themselves say. `identity` is the hash of
     /// `sensor.json` as it is.
     pub(super) fn conclude(

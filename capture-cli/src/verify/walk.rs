@@ -248,6 +248,11 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Whether the newest run has begun and not ended.
+    pub(super) fn run_goes_on(&self) -> bool {
+        self.runs.newest_goes_on()
+    }
+
     /// Whether recoveries set anything aside.
     pub(super) fn set_aside(&self) -> bool {
         self.runs.set_aside
