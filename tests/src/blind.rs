@@ -12,7 +12,7 @@ use crate::process::{Ended, Program, await_until};
 use crate::traffic::{Frames, Pace};
 use crate::{Account, Wire, outside, sensor};
 
-/// By how much the ledger may take a blind time for longer than it was: two of its intervals.
+/// By how much the ledger may have a blind time begin too early: two of its intervals.
 const SLACK: NanosDelta = NanosDelta::from_secs(2);
 
 /// A moment before and one after something was done: it happened in between.
@@ -167,11 +167,12 @@ impl Watched {
     }
 
     /// Waits until the ledger says that nothing is blind any more, after something was done that
-    /// blinded it or mended that.
+    /// blinded it or mended that. Returns when it saw again: after that was done, and before the
+    /// ledger was read.
     ///
     /// # Errors
     /// If that does not happen.
-    pub fn await_sight(&self, cause: BlindCause, since: Moment) -> Result<()> {
+    pub fn await_sight(&self, cause: BlindCause, since: Moment) -> Result<Moment> {
         await_until(&format!("the end of {} in the ledger", cause.as_str()), || {
             let lines = self.lines()?;
             let told = lines.iter().flat_map(|line| &line.blind);
@@ -179,12 +180,13 @@ impl Watched {
             let sees = |line: &LedgerLine| {
                 line.to > since.after && line.blind.iter().all(|blind| blind.to < line.to)
             };
-            Ok((was > 0 && lines.last().is_some_and(sees)).then_some(()))
+            let sight = Moment { before: since.before, after: capture_user::live::clock() };
+            Ok((was > 0 && lines.last().is_some_and(sees)).then_some(sight))
         })
     }
 
     /// Holds what the ledger says about a cause against what was done: from before it was begun
-    /// until it was ended, and not much longer; without a hole in it.
+    /// until it was ended, and no longer; without a hole in it.
     ///
     /// # Errors
     /// Says what does not fit.
@@ -205,18 +207,19 @@ impl Watched {
         let told = format!("{begun:?} to {ended:?}: {blind:?}");
         blind.retain(|blind| blind.to >= begun.before && blind.from <= ended.after);
         blind.sort_by_key(|blind| blind.from);
-        let missing = || format!("not in the ledger: {told}");
-        let from = blind.iter().map(|blind| blind.from).min().with_context(missing)?;
-        let to = blind.iter().map(|blind| blind.to).max().with_context(missing)?;
-        ensure!(from <= begun.after, "it begins too late: {told}");
-        ensure!(from >= begun.before - SLACK, "it begins too early: {told}");
-        ensure!(to >= ended.before, "it ends too early: {told}");
-        ensure!(to <= ended.after + SLACK, "it ends too late: {told}");
-        let mut covered = from;
-        for time in &blind {
-            ensure!(time.from <= covered, "there is a hole at {covered}: {told}");
-            covered = covered.max(time.to);
-        }
+        let first = blind.first().with_context(|| format!("not in the ledger: {told}"))?;
+        ensure!(first.from <= begun.after, "it begins too late: {told}");
+        ensure!(first.from >= begun.before - SLACK, "it begins too early: {told}");
+        let mut covered = first.from;
+        blind.retain(|time| {
+            let goes_on = time.from <= covered;
+            if goes_on {
+                covered = covered.max(time.to);
+            }
+            goes_on
+        });
+        ensure!(covered >= ended.before, "it ends too early, or there is a hole in it: {told}");
+        ensure!(covered <= ended.after, "it ends too late: {told}");
         Ok(blind)
     }
 

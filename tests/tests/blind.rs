@@ -22,10 +22,10 @@ fn a_program_that_was_taken_off_is_put_back() -> Result<()> {
     let mut watched = Watched::start(Wire::new()?, &[])?;
     watched.sees()?;
     let (taken_off, ()) = when(|| detach(&watched.wire))?;
-    watched.await_sight(BlindCause::XdpRemoved, taken_off)?;
+    let sight = watched.await_sight(BlindCause::XdpRemoved, taken_off)?;
     watched.sees()?;
     assert_eq!(watched.stop()?.code, Some(0));
-    let blind = watched.encloses(BlindCause::XdpRemoved, taken_off, taken_off)?;
+    let blind = watched.encloses(BlindCause::XdpRemoved, taken_off, sight)?;
     assert!(blind.iter().all(|blind| blind.iface.as_deref() == Some(Wire::SENSOR)), "{blind:?}");
     watched.has_all(0)
 }
@@ -68,10 +68,10 @@ fn somebody_elses_program_is_left_alone_until_it_goes() -> Result<()> {
         drop(foreign);
         Ok(())
     })?;
-    watched.await_sight(BlindCause::XdpReplaced, gone)?;
+    let sight = watched.await_sight(BlindCause::XdpReplaced, gone)?;
     watched.sees()?;
     assert_eq!(watched.stop()?.code, Some(0));
-    watched.encloses(BlindCause::XdpReplaced, replaced, gone)?;
+    watched.encloses(BlindCause::XdpReplaced, replaced, sight)?;
     watched.has_all(0)
 }
 
@@ -87,10 +87,10 @@ fn a_link_that_goes_down_is_seen_to_come_up_again() -> Result<()> {
     let down = set("down")?;
     watched.await_blind(BlindCause::LinkDown, down)?;
     let up = set("up")?;
-    watched.await_sight(BlindCause::LinkDown, up)?;
+    let sight = watched.await_sight(BlindCause::LinkDown, up)?;
     watched.sees()?;
     assert_eq!(watched.stop()?.code, Some(0));
-    watched.encloses(BlindCause::LinkDown, down, up)?;
+    watched.encloses(BlindCause::LinkDown, down, sight)?;
     let mut down_ns = 0;
     for line in watched.lines()? {
         let link = line.interfaces[0].link;
@@ -108,10 +108,10 @@ fn a_link_that_flaps_between_two_looks_leaves_a_trace() -> Result<()> {
     watched.sees()?;
     let cut = "ip link set tx0 down; ip link set tx0 up";
     let (flap, _) = when(|| watched.wire.sender.run("sh", &["-c", cut]))?;
-    watched.await_sight(BlindCause::LinkDown, flap)?;
+    let sight = watched.await_sight(BlindCause::LinkDown, flap)?;
     watched.sees()?;
     watched.stop()?;
-    watched.encloses(BlindCause::LinkDown, flap, flap)?;
+    watched.encloses(BlindCause::LinkDown, flap, sight)?;
     watched.has_all(0)
 }
 
@@ -129,10 +129,10 @@ fn a_sensor_that_was_stopped_says_for_how_long() -> Result<()> {
     let sent = watched.send()?;
     std::thread::sleep(Duration::from_secs(1));
     let goes_on = signal(Signal::CONT)?;
-    watched.await_sight(BlindCause::WorkerStalled, goes_on)?;
+    let sight = watched.await_sight(BlindCause::WorkerStalled, goes_on)?;
     watched.sees()?;
     watched.stop()?;
-    let blind = watched.encloses(BlindCause::WorkerStalled, stopped, goes_on)?;
+    let blind = watched.encloses(BlindCause::WorkerStalled, stopped, sight)?;
     assert!(blind.iter().all(|blind| blind.worker == Some(0)), "{blind:?}");
     watched.has_all(sent)
 }
@@ -143,10 +143,10 @@ fn a_socket_that_fails_is_opened_again() -> Result<()> {
     watched.sees()?;
     // The worker asks its socket for errors now and then: once the kernel gives it one.
     let (failed, ()) = when(|| watched.fail_once("getsockopt", "EIO"))?;
-    watched.await_sight(BlindCause::SourceFailed, failed)?;
+    let sight = watched.await_sight(BlindCause::SourceFailed, failed)?;
     watched.sees()?;
     assert_eq!(watched.stop()?.code, Some(0));
-    let blind = watched.encloses(BlindCause::SourceFailed, failed, failed)?;
+    let blind = watched.encloses(BlindCause::SourceFailed, failed, sight)?;
     let told = |blind: &Blind| blind.queue == Some(0) && blind.detail.contains("tap0 queue 0");
     assert!(blind.iter().all(told), "{blind:?}");
     watched.has_all(0)
@@ -159,10 +159,10 @@ fn the_queues_of_a_worker_that_ended_go_to_another() -> Result<()> {
     watched.sees()?;
     // It cannot wait for frames any more.
     let (ended, ()) = when(|| watched.fail_once("poll,ppoll", "ENOMEM"))?;
-    watched.await_sight(BlindCause::WorkerEnded, ended)?;
+    let sight = watched.await_sight(BlindCause::WorkerEnded, ended)?;
     watched.sees()?;
     assert_eq!(watched.stop()?.code, Some(1), "an operator must see to it");
-    let blind = watched.encloses(BlindCause::WorkerEnded, ended, ended)?;
+    let blind = watched.encloses(BlindCause::WorkerEnded, ended, sight)?;
     assert!(blind.iter().all(|blind| blind.worker == Some(0)), "{blind:?}");
     let both = |line: &LedgerLine| line.interfaces[0].queues.iter().all(|q| q.worker == Some(1));
     assert!(watched.lines()?.iter().any(both), "worker 1 has both queues");
@@ -191,10 +191,10 @@ fn a_queue_that_is_added_gets_a_socket() -> Result<()> {
     let mut watched = Watched::start(wire, &[])?;
     watched.sees()?;
     let (added, ()) = when(|| watched.wire.use_queues(2))?;
-    watched.await_sight(BlindCause::QueueUnserved, added)?;
+    let sight = watched.await_sight(BlindCause::QueueUnserved, added)?;
     watched.sees()?;
     assert_eq!(watched.stop()?.code, Some(0));
-    let blind = watched.encloses(BlindCause::QueueUnserved, added, added)?;
+    let blind = watched.encloses(BlindCause::QueueUnserved, added, sight)?;
     assert!(blind.iter().all(|blind| blind.queue == Some(1)), "{blind:?}");
     let queues = |line: &LedgerLine| line.interfaces[0].queues.clone();
     let received: u64 = watched
@@ -237,13 +237,13 @@ fn an_interface_that_comes_back_is_taken_again() -> Result<()> {
         let (removed, ()) = when(|| watched.wire.remove())?;
         watched.await_blind(BlindCause::InterfaceGone, removed)?;
         let (laid, ()) = when(|| watched.wire.lay())?;
-        watched.await_sight(BlindCause::InterfaceGone, laid)?;
-        gone.push((removed, laid));
+        let sight = watched.await_sight(BlindCause::InterfaceGone, laid)?;
+        gone.push((removed, sight));
     }
     watched.sees()?;
     assert_eq!(watched.stop()?.code, Some(0));
-    for (removed, laid) in gone {
-        watched.encloses(BlindCause::InterfaceGone, removed, laid)?;
+    for (removed, sight) in gone {
+        watched.encloses(BlindCause::InterfaceGone, removed, sight)?;
     }
     watched.has_all(0)
 }
@@ -259,10 +259,10 @@ fn an_interface_that_was_away_for_a_moment_is_taken_again() -> Result<()> {
          ip link set tap0 up"
     );
     let (moved, _) = when(|| watched.wire.sensor.run("sh", &["-c", &move_it]))?;
-    watched.await_sight(BlindCause::InterfaceGone, moved)?;
+    let sight = watched.await_sight(BlindCause::InterfaceGone, moved)?;
     watched.sees()?;
     assert_eq!(watched.stop()?.code, Some(0));
-    watched.encloses(BlindCause::InterfaceGone, moved, moved)?;
+    watched.encloses(BlindCause::InterfaceGone, moved, sight)?;
     watched.has_all(0)
 }
 
@@ -292,8 +292,11 @@ fn silence_is_blindness_for_each_interface_by_itself() -> Result<()> {
         let [first, second] = both;
         Ok((!first?.is_empty() && !second?.is_empty()).then_some(()))
     })?;
-    let (speaks, ()) = when(|| watched.sees())?;
-    watched.program.as_mut().expect("it runs").await_stderr("tap0 is silent no longer")?;
+    let (speaks, ()) = when(|| {
+        watched.sees()?;
+        let sensor = watched.program.as_mut().expect("it runs");
+        sensor.await_stderr("tap0 is silent no longer")
+    })?;
     let (stopped, _) = when(|| watched.stop())?;
     watched.encloses_times(silent(&watched, Wire::SENSOR)?, spoke, speaks)?;
     watched.encloses_times(silent(&watched, "mute0")?, started, stopped)?;
@@ -315,9 +318,9 @@ fn a_disk_that_takes_no_packets_is_blindness_while_they_come() -> Result<()> {
     drop(ballast);
     watched.program.as_mut().expect("it runs").await_stderr("segments can be prepared again")?;
     watched.sees()?;
-    watched.await_sight(BlindCause::SegmentsUnwritable, flooded)?;
+    let sight = watched.await_sight(BlindCause::SegmentsUnwritable, flooded)?;
     watched.stop()?;
-    let blind = watched.encloses(BlindCause::SegmentsUnwritable, flooded, flooded)?;
+    let blind = watched.encloses(BlindCause::SegmentsUnwritable, flooded, sight)?;
     assert!(blind.iter().all(|blind| blind.detail.contains("disk_full")), "{blind:?}");
     watched.has_all(sent.carried)
 }
