@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
@@ -90,11 +91,6 @@ impl MappedFile {
         &mut self.map
     }
 
-    /// All bytes.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.map
-    }
-
     /// All bytes as 64-bit words in the machine's byte order.
     #[inline]
     pub(crate) fn words(&self) -> &[AtomicU64] {
@@ -109,6 +105,31 @@ impl MappedFile {
     /// Unmaps and gives the file back.
     pub(crate) fn into_file(self) -> File {
         self.file
+    }
+}
+
+/// Has the kernel begin to write a part of a file to the disk. Waits for nothing but room in the
+/// disk's queue.
+///
+/// # Errors
+/// The kernel's answer, also of what was written before.
+pub(crate) fn begin_write_out(file: &File, from: u64, len: u64) -> io::Result<()> {
+    let offset = |value: u64| i64::try_from(value).map_err(io::Error::other);
+    let (from, len) = (offset(from)?, offset(len)?);
+    // SAFETY: takes numbers alone; the descriptor is open for as long as `file` is borrowed.
+    let answer =
+        unsafe { libc::sync_file_range(file.as_raw_fd(), from, len, libc::SYNC_FILE_RANGE_WRITE) };
+    if answer == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        // What has no disk behind it, or cannot do it: fsync follows.
+        error
+            if matches!(error.raw_os_error(), Some(libc::ESPIPE | libc::ENOSYS | libc::EINVAL)) =>
+        {
+            Ok(())
+        }
+        error => Err(error),
     }
 }
 

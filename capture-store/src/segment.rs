@@ -7,6 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{Ordering, compiler_fence};
 
@@ -18,7 +19,7 @@ use capture_flow::time::Nanos;
 use crate::index::{self, IndexHeader};
 use crate::journal::{self, Fixed, Journal, JournalError, Notes, Progress, Snapshot};
 use crate::layout;
-use crate::mapped::MappedFile;
+use crate::mapped::{self, MappedFile};
 use crate::pcap::{self, FILE_HEADER_LEN, FileHeader, RECORD_HEADER_LEN, RecordHeader};
 use crate::provenance::Provenance;
 use crate::time::now;
@@ -453,14 +454,15 @@ impl FilledSegment {
             return Ok(None);
         }
         let (packets, notes) = match maps {
-            Some((file, journal)) => {
-                let end = usize::try_from(header.pcap_len).unwrap_or(usize::MAX);
-                let packets = file.bytes().get(..end).unwrap_or_default();
-                self.pcap_hash = policy.hash.then(|| blake3::hash(packets));
-                (file.into_file(), journal.notes(header.pcap_len))
-            }
+            // The map goes first: to write out a page that is mapped, the kernel has to interrupt
+            // the core of whoever fills the next segment.
+            Some((file, journal)) => (file.into_file(), journal.notes(header.pcap_len)),
             None => self.reopen()?,
         };
+        // Another try keeps the hash of the first.
+        if self.pcap_hash.is_none() {
+            self.pcap_hash = write_out(&packets, header.pcap_len, policy)?;
+        }
         let index = index::encode(&header, notes);
         let sealed = SealedSegment::new(&header, &index, self.pcap_hash);
         let (pcap_path, journal_path) = (&self.pcap_path, &self.journal_path);
@@ -478,6 +480,33 @@ impl FilledSegment {
         })?;
         Ok((packets, journal.notes))
     }
+}
+
+/// Has the disk begin with the packets, and hashes them while it works: neither waits for the
+/// other.
+fn write_out(packets: &File, len: u64, policy: &SealPolicy) -> io::Result<Option<blake3::Hash>> {
+    /// Enough for the disk to be busy while a piece is hashed, little enough to be soon begun.
+    const PIECE: u64 = 8 << 20;
+    /// What the cache of a core holds.
+    const READ: usize = 256 << 10;
+    let mut hasher = blake3::Hasher::new();
+    let mut bytes = vec![0; if policy.hash { READ } else { 0 }];
+    let mut from = 0;
+    while from < len {
+        let to = len.min(from + PIECE);
+        if policy.sync {
+            mapped::begin_write_out(packets, from, to - from)?;
+        }
+        while policy.hash && from < to {
+            let here = usize::try_from(to - from).unwrap_or(READ).min(READ);
+            let piece = bytes.get_mut(..here).unwrap_or_default();
+            packets.read_exact_at(piece, from)?;
+            hasher.update(piece);
+            from += here as u64;
+        }
+        from = to;
+    }
+    Ok(policy.hash.then(|| hasher.finalize()))
 }
 
 /// The steps of sealing that change the directory, in the order that lets a killed one be

@@ -634,6 +634,24 @@ fn what_was_done_without_a_line_is_told_by_the_next_run() {
 }
 
 #[test]
+fn the_hash_of_a_large_segment_is_of_all_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = SegmentSpec::new(3, 20 << 20, LinkType::ETHERNET);
+    for policy in [QUICK, SealPolicy { sync: true, hash: true }] {
+        let sequence = if policy.sync { 2 } else { 1 };
+        let mut segment = prepare(dir.path(), sequence, &spec).unwrap().activate();
+        // More than is written out or read in one piece, and no multiple of either.
+        let model = fill(&mut segment, &[(60_001, 1); 300]);
+        assert_eq!(model.len(), 300);
+        let sealed = segment.finish().seal(&policy).unwrap().unwrap();
+        let place = SegmentRef { worker: 3, sequence, dir: dir.path().to_owned() };
+        let pcap = fs::read(place.pcap_path()).unwrap();
+        assert_eq!(pcap.len(), 24 + 300 * (16 + 60_001));
+        assert_eq!(sealed.pcap_hash, Some(blake3::hash(&pcap)));
+    }
+}
+
+#[test]
 fn a_segment_sealed_but_for_its_journal_is_told_with_its_hashes() {
     let dir = tempfile::tempdir().unwrap();
     let store = small_store(dir.path());
