@@ -33,7 +33,7 @@ const NIC_LAG: NanosDelta = NanosDelta::from_secs(2);
 const WRITING: NanosDelta = NanosDelta::from_secs(60);
 
 pub(super) fn coverage(sensor: &str, read: &LedgerRead, window: Window, at: AskedAt) -> Coverage {
-    let LedgerRead { lines, damage } = read;
+    let LedgerRead { lines, damage, .. } = read;
     let mut coverage = Coverage { sensor: sensor.to_owned(), ..Coverage::default() };
     let first = lines.iter().map(|line| line.from).min();
     let last = lines.iter().map(|line| line.to).max();

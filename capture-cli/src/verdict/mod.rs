@@ -267,9 +267,8 @@ fn witness(
     }
     // Sessions that are followed into the window and out of it lie in files of other times.
     let followed = (window.0 - open::FOLLOWED, window.1 + open::FOLLOWED);
-    let mut vouched = Vouched::since(store, key.as_ref(), followed.0, window.0)
+    let vouched = Vouched::reaching_back(&read, store, key.as_ref(), followed.0, window.0 - IDLE)
         .context("cannot read the ledger")?;
-    read.lines.iter().for_each(|line| vouched.add_line(line));
     let files = ledger::check_sessions(store, key.as_ref(), &vouched, followed.0, followed.1)
         .context("cannot check the files of the session log")?;
     let holds = |file: &&SealedFile| closed.overlaps(file.first_ts, file.last_ts);
@@ -373,6 +372,8 @@ fn witness(
         policies: policies(&read),
         ask_again_at,
     });
+    // Giving back the memory of a day's lines takes longer than the rest from here on.
+    let _ = std::thread::Builder::new().spawn(move || drop(read));
     Ok(())
 }
 

@@ -54,11 +54,12 @@ impl Runs {
     pub(super) fn of(lines: &[LedgerLine], alive: Option<&str>) -> Self {
         let mut runs: HashMap<&str, (Nanos, Nanos)> = HashMap::new();
         for line in lines {
-            // The lines read may begin in the midst of a run; its name says when it began.
-            let begun = if line.mode == "capture" { begin_of(line.run.as_str()) } else { None };
-            let from = begun.map_or(line.from, |begun| begun.min(line.from));
-            let run = runs.entry(line.run.as_str()).or_insert((from, line.to));
-            *run = (run.0.min(from), run.1.max(line.to));
+            let run = runs.entry(line.run.as_str()).or_insert_with(|| {
+                // The lines read may begin in the midst of a run; its name says when it began.
+                let begun = if line.mode == "capture" { begin_of(line.run.as_str()) } else { None };
+                (begun.map_or(line.from, |begun| begun.min(line.from)), line.to)
+            });
+            *run = (run.0.min(line.from), run.1.max(line.to));
         }
         if let Some(run) = alive.and_then(|name| runs.get_mut(name)) {
             run.1 = Nanos::MAX;

@@ -237,9 +237,7 @@ pub fn verify(store: &Store, options: &Options) -> anyhow::Result<Report> {
     // the store before its first line says that it has begun.
     let begun = Instant::now();
     let mut in_use = store.is_being_written().unwrap_or(false);
-    while in_use
-        && (files.is_unsettled(&walk) || !walk.run_goes_on())
-        && begun.elapsed() < PATIENCE
+    while in_use && (files.is_unsettled(&walk) || !walk.run_goes_on()) && begun.elapsed() < PATIENCE
     {
         std::thread::sleep(LOOK);
         walk.advance(&mut findings).with_context(unreadable)?;

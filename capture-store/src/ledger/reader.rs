@@ -32,6 +32,8 @@ pub struct Damage {
 pub struct LedgerRead {
     /// Lines whose interval overlaps the window, in the order of the chain.
     pub lines: Vec<LedgerLine>,
+    /// Notes of other lines in the same day files.
+    pub other_notes: Vec<Note>,
     /// What could not be read.
     pub damage: Vec<Damage>,
 }
@@ -134,6 +136,22 @@ pub(super) fn day_files_of(store: &Store, from: Nanos, to: Nanos) -> io::Result<
     Ok(Days::of(store, from, to)?.within)
 }
 
+/// Those of the days from one moment on that [`read_chained`] leaves out if it is asked for lines
+/// from another on.
+///
+/// # Errors
+/// The directory cannot be read.
+pub(super) fn day_files_before(
+    store: &Store,
+    from: Nanos,
+    read: Nanos,
+) -> io::Result<Vec<PathBuf>> {
+    let mut days = day_files_of(store, from, Nanos::MAX)?;
+    let read = day_files_of(store, read, Nanos::MAX)?;
+    days.retain(|day| !read.contains(day));
+    Ok(days)
+}
+
 /// What the ledger said when a file (by its path within the store) was sealed: the last word,
 /// where there are several. Reads every line there is: for what hardly ever happens.
 pub(crate) fn sealed_note(store: &Store, path: &str) -> io::Result<Option<SealedFile>> {
@@ -215,6 +233,8 @@ fn read_day(
                     }
                     if line.overlaps(from, to) {
                         read.lines.push(line);
+                    } else {
+                        read.other_notes.extend(line.notes);
                     }
                 }
                 Err(error) => {
@@ -272,14 +292,14 @@ impl Batch {
 
     /// Every line in order, with its hash.
     fn parse(&self) -> Vec<serde_json::Result<(LedgerLine, blake3::Hash)>> {
-        let parse = |number: usize| {
+        let parsed = |number: usize| {
             let text = self.line(number).map_or(&[][..], |(text, _)| text);
-            Ok((serde_json::from_slice::<LedgerLine>(text)?, blake3::hash(text)))
+            Ok((parse(text)?, blake3::hash(text)))
         };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let each = self.ends.len().div_ceil(threads).max(LEAST_LINES);
         let mut begins = (0..self.ends.len()).step_by(each);
-        let part = |begin: usize| (begin..self.ends.len().min(begin + each)).map(parse);
+        let part = |begin: usize| (begin..self.ends.len().min(begin + each)).map(parsed);
         let first = begins.next();
         std::thread::scope(|scope| {
             let others: Vec<_> =
@@ -292,6 +312,15 @@ impl Batch {
             }
             parsed
         })
+    }
+}
+
+/// A line of the ledger. Its encoding is looked at once, and not again for every word in it.
+fn parse(text: &[u8]) -> serde_json::Result<LedgerLine> {
+    match std::str::from_utf8(text) {
+        Ok(text) => serde_json::from_str(text),
+        // Says where.
+        Err(_) => serde_json::from_slice(text),
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -21,7 +21,7 @@ use crate::store::Store;
 
 use super::line::{Note, OpenTail, SealedFile};
 use super::owed::owed;
-use super::reader::{day_files_of, for_each_line};
+use super::reader::{day_files, day_files_before, day_files_of, for_each_line};
 
 /// What is read of a file at once.
 const CHUNK: usize = 1 << 20;
@@ -118,21 +118,32 @@ impl Vouched {
         vouched
     }
 
-    /// What the lines of the day files of a time say about files, whose signatures alone are
-    /// looked at: for lines whose chain is not. Only those with such notes are parsed.
+    /// What a read ledger says about files, its lines from `read_from` on, and what the lines of
+    /// the days before that say, from `from` on. Of those the signatures alone are looked at, not
+    /// the chain.
     ///
     /// # Errors
     /// The ledger cannot be read.
-    pub fn since(
+    pub fn reaching_back(
+        read: &super::LedgerRead,
         store: &Store,
         key: Option<&PublicKey>,
         from: Nanos,
-        to: Nanos,
+        read_from: Nanos,
     ) -> io::Result<Self> {
+        let mut vouched = Self::in_files(&day_files_before(store, from, read_from)?, key)?;
+        vouched.add(&read.other_notes);
+        read.lines.iter().for_each(|line| vouched.add_line(line));
+        Ok(vouched)
+    }
+
+    /// What the lines of day files say about files. Only those with such notes are parsed, and their
+    /// signatures alone are looked at.
+    fn in_files(days: &[PathBuf], key: Option<&PublicKey>) -> io::Result<Self> {
         let notes = Finder::new(br#""notes":["#);
         let mut vouched = Self::default();
-        for path in day_files_of(store, from, to)? {
-            for_each_line(&path, |_, text, _| {
+        for path in days {
+            for_each_line(path, |_, text, _| {
                 let is_signed = || {
                     key.is_none_or(|key| {
                         signed::verify(key, Domain::LedgerLine, text) == Signature::Valid
@@ -168,10 +179,10 @@ impl Vouched {
         // Before the lines: a note goes from there to here.
         let notes = key.map_or(Ok(Vec::new()), |key| owed(store, key))?;
         let notes: Vec<Note> = notes.into_iter().flatten().collect();
-        let mut late = Self::since(store, key, from, Nanos::MAX)?;
+        let mut late = Self::in_files(&day_files_of(store, from, Nanos::MAX)?, key)?;
         late.add(&notes);
         if unknown.any(|path| late.get(path).is_none()) {
-            late = Self::since(store, key, Nanos::MIN, Nanos::MAX)?;
+            late = Self::in_files(&day_files(store)?, key)?;
             late.add(&notes);
         }
         Ok(late)
@@ -382,7 +393,7 @@ pub fn check_files<'a>(
 /// that may be trusted ([`FilesCheck::trusted`]); whoever takes rows from elsewhere, too, must not
 /// let them hide any of these.
 ///
-/// `vouched` is made of the lines of that time and all behind it ([`Vouched::since`] adds those of
+/// `vouched` is made of the lines of that time and all behind it ([`Vouched::reaching_back`] adds those of
 /// older files). A file that no line names may have been sealed just now: then the sensor has
 /// signed that it owes the ledger the note.
 ///
