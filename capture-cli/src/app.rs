@@ -451,7 +451,7 @@ fn of_store(store: &Store, window: Window, now: Nanos) -> anyhow::Result<Coverag
             format!("cannot read the ledger of {}", store.layout().root().display())
         })?;
     let mut coverage = Coverage::of(&store.identity().sensor, &read, window, at);
-    coverage.add_chain(&chain);
+    coverage.add_chain(&chain, &read);
     Ok(coverage)
 }
 

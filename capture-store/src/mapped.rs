@@ -109,28 +109,11 @@ impl MappedFile {
 }
 
 /// Has the kernel begin to write a part of a file to the disk. Waits for nothing but room in the
-/// disk's queue.
-///
-/// # Errors
-/// The kernel's answer, also of what was written before.
-pub(crate) fn begin_write_out(file: &File, from: u64, len: u64) -> io::Result<()> {
-    let offset = |value: u64| i64::try_from(value).map_err(io::Error::other);
-    let (from, len) = (offset(from)?, offset(len)?);
+/// disk's queue. Where it cannot, nothing is lost: fsync follows and says what is wrong.
+pub(crate) fn begin_write_out(file: &File, from: u64, len: u64) {
+    let (Ok(from), Ok(len)) = (i64::try_from(from), i64::try_from(len)) else { return };
     // SAFETY: takes numbers alone; the descriptor is open for as long as `file` is borrowed.
-    let answer =
-        unsafe { libc::sync_file_range(file.as_raw_fd(), from, len, libc::SYNC_FILE_RANGE_WRITE) };
-    if answer == 0 {
-        return Ok(());
-    }
-    match io::Error::last_os_error() {
-        // What has no disk behind it, or cannot do it: fsync follows.
-        error
-            if matches!(error.raw_os_error(), Some(libc::ESPIPE | libc::ENOSYS | libc::EINVAL)) =>
-        {
-            Ok(())
-        }
-        error => Err(error),
-    }
+    unsafe { libc::sync_file_range(file.as_raw_fd(), from, len, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 /// The name of the filesystem under `file` if allocated space can run out there all the same.

@@ -495,7 +495,7 @@ fn write_out(packets: &File, len: u64, policy: &SealPolicy) -> io::Result<Option
     while from < len {
         let to = len.min(from + PIECE);
         if policy.sync {
-            mapped::begin_write_out(packets, from, to - from)?;
+            mapped::begin_write_out(packets, from, to - from);
         }
         while policy.hash && from < to {
             let here = usize::try_from(to - from).unwrap_or(READ).min(READ);

@@ -5,6 +5,7 @@
 //! time is forgotten only once a line that tells it to its end has been written.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use capture_flow::time::{Nanos, NanosDelta};
@@ -81,8 +82,24 @@ struct Span {
 }
 
 /// Everything that is or was blind and has not been told to its end.
-#[derive(Debug, Default)]
-pub struct Blindness(Mutex<Spans>);
+#[derive(Debug)]
+pub struct Blindness {
+    spans: Mutex<Spans>,
+    noticed_through: AtomicI64,
+    /// News that workers have sent and nobody has taken in yet.
+    on_their_way: AtomicUsize,
+}
+
+impl Default for Blindness {
+    /// Nothing is blind, and nobody has to look for it.
+    fn default() -> Self {
+        Self {
+            spans: Mutex::default(),
+            noticed_through: AtomicI64::new(Nanos::MAX.0),
+            on_their_way: AtomicUsize::new(0),
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Spans {
@@ -102,6 +119,31 @@ pub struct Told {
 }
 
 impl Blindness {
+    /// Whatever began before this moment has been noticed; later things perhaps not yet.
+    pub fn notice_through(&self, at: Nanos) {
+        self.noticed_through.store(at.0, Ordering::Release);
+    }
+
+    /// A worker is about to send news of something that blinded it. To be called before it
+    /// publishes that it got further.
+    pub fn expect_news(&self) {
+        self.on_their_way.fetch_add(1, Ordering::Release);
+    }
+
+    /// So many news have come, and what they tell of is begun here.
+    pub fn took_news(&self, number: usize) {
+        self.on_their_way.fetch_sub(number, Ordering::Release);
+    }
+
+    /// Until when everything that blinds has been noticed; `None` while there is news on its way, of
+    /// times that are not known yet: no more can be promised than before. To be asked for after the
+    /// workers' counters were read, and before [`Self::told`]: then that tells all of it.
+    #[must_use]
+    pub fn noticed_through(&self) -> Option<Nanos> {
+        let through = Nanos(self.noticed_through.load(Ordering::Acquire));
+        (self.on_their_way.load(Ordering::Acquire) == 0).then_some(through)
+    }
+
     /// A cause is there, since `from` at the latest. Returns whether that is new; of one that is
     /// known the beginning stays, and `detail` replaces what was said.
     pub fn begin(&self, subject: Subject, from: Nanos, detail: &str) -> bool {
@@ -212,7 +254,7 @@ impl Blindness {
     }
 
     fn spans(&self) -> MutexGuard<'_, Spans> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

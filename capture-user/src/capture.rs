@@ -137,10 +137,12 @@ fn start(config: &CaptureConfig, run: &Run, links: &[Link], cores: &[usize]) -> 
         let signs = SignsOfLife::new(config.silence_limit);
         let signs = if config.canary_required { signs.only_canaries() } else { signs };
         let canaries = canary::Watch::new(config.canaries.clone());
-        let flush = run.start_flush(crate::live::clock(), clock, probe, signs, canaries)?;
-        Ok((flush, made))
+        let watches = crate::live::clock();
+        run.blind.notice_through(watches);
+        let flush = run.start_flush(watches, clock, probe, signs, canaries)?;
+        Ok((flush, made, watches))
     });
-    let (flush, made) = match flush {
+    let (flush, made, watches) = match flush {
         Ok(begun) => begun,
         Err(error) => {
             interfaces.iter().for_each(Captured::detach);
@@ -151,8 +153,8 @@ fn start(config: &CaptureConfig, run: &Run, links: &[Link], cores: &[usize]) -> 
     crew.rows_go_to(flush.taker());
     // Whoever waits to hear that it captures finds the run in the ledger.
     flush.await_first_line();
-    let begun = crate::live::clock();
-    interfaces.iter_mut().for_each(|captured| captured.announce(begun));
+    // What blinds it from the begin of the first interval on is looked for, however long that took.
+    interfaces.iter_mut().for_each(|captured| captured.announce(watches));
     if config.heal {
         run.kept.confine_to_mending();
     } else {

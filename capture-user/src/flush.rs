@@ -392,6 +392,7 @@ impl Run {
         });
         self.empty_hand_offs();
         let before = self.complete_through;
+        let noticed = self.flush.blind.noticed_through().or(before);
         // Rows that wait in memory are not in the log: nothing new is promised then.
         // A worker that ended by itself gets no further: what it took with it is a blind time of
         // its own, from where it got to.
@@ -407,7 +408,9 @@ impl Run {
                 through.map(|through| self.flush.joiner.complete_through(through.min(now)));
             // Nor is a promise kept up that a worker takes back: a frame that came late may be the
             // first of a session which has no row yet.
-            self.complete_through = through.map(|at| at.min(now));
+            // Nor more than has been looked at: what blinded the sensor meanwhile is not told yet.
+            self.complete_through =
+                through.zip(noticed).map(|(at, noticed)| at.min(now).min(noticed));
         } else {
             self.complete_through = self.complete_through.min(through);
             if at_rest {

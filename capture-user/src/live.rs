@@ -9,6 +9,7 @@ use capture_flow::time::{Nanos, NanosDelta};
 use crossbeam::channel::{Receiver, Sender};
 
 use crate::account::SourceCounts;
+use crate::blind::Blindness;
 use crate::source::{Received, Source, SourceCounters, SourceError, Woken, wait};
 use crate::worker::{Pipeline, Taker, WhenFull};
 
@@ -73,6 +74,8 @@ pub struct Orders<S> {
     pub taker: Arc<OnceLock<Taker>>,
     /// Readable (an eventfd) when there is anything to hear, so that nobody sleeps through it.
     pub bell: Arc<OwnedFd>,
+    /// Who must know that it has news of blind times.
+    pub blind: Arc<Blindness>,
 }
 
 /// What a worker remembers about an open source.
@@ -185,6 +188,7 @@ impl<S: Source> LiveWorker<S> {
         let before = std::mem::replace(&mut self.round, Round::now(now));
         if self.round.boot - before.boot >= STALL {
             let (worker, from) = (self.number, before.wall.min(now));
+            self.orders.blind.expect_news();
             let _ = self.events.send(Event::Stalled { worker, from, to: now });
         }
         self.take_orders(now);
@@ -255,6 +259,9 @@ impl<S: Source> LiveWorker<S> {
         }
         drop(self.sources.remove(position));
         let Tap { place, seen_through: since, .. } = self.taps.remove(position);
+        if error.is_some() {
+            self.orders.blind.expect_news();
+        }
         self.publish(now);
         if let Some(error) = error {
             let worker = self.number;
@@ -388,6 +395,7 @@ mod tests {
             sources: sources_out,
             taker: Arc::clone(&taker),
             bell: Arc::clone(&bell),
+            blind: Arc::default(),
         };
         let (events_in, events) = unbounded();
         let worker = LiveWorker::new(0, pipeline.expect("a pipeline"), orders, events_in);

@@ -16,7 +16,7 @@ use capture_store::ledger::{BlindCause, LedgerWriter, Note};
 use capture_store::segment::{SealPolicy, SegmentSpec};
 use capture_store::sessions::{LogPolicy, PendingSeal, SessionLog};
 use capture_store::store::{OwnedStore, Purpose, RunId, random_u128};
-use crossbeam::channel::{Receiver, RecvError, Sender, bounded, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use tracing::{info, warn};
 
 use crate::account::WorkerCounts;
@@ -425,6 +425,9 @@ impl Run {
     }
 }
 
+/// How long the start of a capture waits for the ledger's first line.
+const FIRST_LINE: Duration = Duration::from_secs(5);
+
 /// The running flush thread.
 pub struct FlushThread {
     stop: Arc<End>,
@@ -455,9 +458,12 @@ impl FlushThread {
     }
 
     /// Waits until the ledger has the first line of a capture, or refused it: before that nobody
-    /// can tell files that the run has open from files that somebody put there.
+    /// can tell files that the run has open from files that somebody put there. A disk that hangs
+    /// is not waited for for long: somebody may want to end the run.
     pub fn await_first_line(&self) {
-        let Err(RecvError) = self.begun.recv();
+        if let Err(RecvTimeoutError::Timeout) = self.begun.recv_timeout(FIRST_LINE) {
+            warn!("the ledger's first line takes long: does the store's disk answer?");
+        }
     }
 
     /// The thread as whoever waits for it needs it.

@@ -167,8 +167,8 @@ impl Watched {
     }
 
     /// Waits until the ledger says that nothing is blind any more, after something was done that
-    /// blinded it or mended that. Returns when it saw again: after that was done, and before the
-    /// ledger was read.
+    /// blinded it or mended that. Returns when it saw again: after that was done, and before this
+    /// found it in the ledger.
     ///
     /// # Errors
     /// If that does not happen.
@@ -186,7 +186,7 @@ impl Watched {
     }
 
     /// Holds what the ledger says about a cause against what was done: from before it was begun
-    /// until it was ended, and no longer; without a hole in it.
+    /// until it was ended, and no longer than until that was seen; without a hole in it.
     ///
     /// # Errors
     /// Says what does not fit.
@@ -211,14 +211,11 @@ impl Watched {
         ensure!(first.from <= begun.after, "it begins too late: {told}");
         ensure!(first.from >= begun.before - SLACK, "it begins too early: {told}");
         let mut covered = first.from;
-        blind.retain(|time| {
-            let goes_on = time.from <= covered;
-            if goes_on {
-                covered = covered.max(time.to);
-            }
-            goes_on
-        });
-        ensure!(covered >= ended.before, "it ends too early, or there is a hole in it: {told}");
+        for time in &blind {
+            ensure!(time.from <= covered, "there is a hole at {covered}: {told}");
+            covered = covered.max(time.to);
+        }
+        ensure!(covered >= ended.before, "it ends too early: {told}");
         ensure!(covered <= ended.after, "it ends too late: {told}");
         Ok(blind)
     }

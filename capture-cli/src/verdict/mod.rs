@@ -260,7 +260,7 @@ fn witness(
     let (read, chain) = ledger::read_chained(store, key.as_ref(), window.0 - IDLE, Nanos::MAX)
         .context("cannot read the ledger")?;
     let mut coverage = Coverage::of(&sensor, &read, closed, at);
-    coverage.add_chain(&chain);
+    coverage.add_chain(&chain, &read);
     if key.is_none() {
         let detail = "the store names no key, so nobody vouches for it; give --public-key";
         coverage.add(window, Reason::ChainBroken, detail.to_owned());
@@ -497,7 +497,7 @@ impl<'a> Judge<'a> {
         match ledger::read_chained(self.store, self.key.as_ref(), from, Nanos::MAX) {
             Ok((read, chain)) => {
                 let mut coverage = Coverage::of(sensor, &read, time, self.at);
-                coverage.add_chain(&chain);
+                coverage.add_chain(&chain, &read);
                 let counts = coverage.gaps.iter().filter(|gap| !gap.packets_only);
                 counts.map(|gap| (gap.from, gap.to)).collect()
             }

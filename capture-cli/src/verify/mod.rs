@@ -30,9 +30,11 @@ use anchors::Anchors;
 use files::Files;
 use walk::Walk;
 
-/// How long a running sensor may take to write the line about a file that it sealed or removed,
-/// its first line, and its first anchor.
+/// How long a running sensor may take to write the line about a file that it sealed or removed, and
+/// its first line.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long it may take to keep its first anchor.
+const FIRST_ANCHOR: Duration = Duration::from_secs(3);
 /// How often its ledger is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(200);
 /// Findings of one kind that are told one by one.
@@ -230,23 +232,28 @@ pub fn verify(store: &Store, options: &Options) -> anyhow::Result<Report> {
     let trusted = key.map(|(key, _)| key);
     let mut walk = Walk::new(store, trusted, anchors);
     let unreadable = || format!("cannot read the ledger of {}", store.layout().root().display());
+    // Asked before each reading: then what a sensor that ends meanwhile writes last is read.
+    let mut in_use = store.is_being_written().unwrap_or(false);
     walk.advance(&mut findings).with_context(unreadable)?;
     let mut files = Files::look(store).context("cannot list the store's files")?;
     files.check(store, &walk.vouched);
     // A running sensor seals and removes files first, then writes the line that says so; it holds
     // the store before its first line says that it has begun.
     let begun = Instant::now();
-    let mut in_use = store.is_being_written().unwrap_or(false);
     while in_use && (files.is_unsettled(&walk) || !walk.run_goes_on()) && begun.elapsed() < PATIENCE
     {
         std::thread::sleep(LOOK);
+        in_use = store.is_being_written().unwrap_or(false);
         walk.advance(&mut findings).with_context(unreadable)?;
         files.settle(store, &walk.vouched);
-        in_use = store.is_being_written().unwrap_or(false);
     }
     if in_use {
         // Anchors may be newer than what was read of the ledger at first.
+        in_use = store.is_being_written().unwrap_or(false);
         walk.advance(&mut findings).with_context(unreadable)?;
+        if !in_use {
+            files.settle(store, &walk.vouched);
+        }
     }
     let mut report = Report {
         store: store.layout().root().display().to_string(),
@@ -276,7 +283,7 @@ fn load_anchors(store: &Store, options: &Options) -> anyhow::Result<(Anchors, Fi
         let sensor_id = &store.identity().sensor_id;
         let anchors = Anchors::load(&options.anchors, sensor_id, &mut findings)?;
         let lacks = anchors.files.iter().any(|file| file.anchors == 0);
-        if !lacks || begun.elapsed() >= PATIENCE || !store.is_being_written().unwrap_or(false) {
+        if !lacks || begun.elapsed() >= FIRST_ANCHOR || !store.is_being_written().unwrap_or(false) {
             return Ok((anchors, findings));
         }
         std::thread::sleep(LOOK);

@@ -33,6 +33,13 @@ struct Run {
     recovered: bool,
 }
 
+impl Run {
+    /// Whether it has written no line for too long, if it is a capture.
+    fn is_stalled(&self) -> bool {
+        self.capture_written_at.is_some_and(|at| now() - at > STALLED)
+    }
+}
+
 /// All runs.
 #[derive(Debug, Default)]
 pub(super) struct Runs {
@@ -98,10 +105,11 @@ impl Runs {
         }
     }
 
-    /// Whether the newest one has not ended in order.
+    /// Whether the newest one goes on, if a process holds the store: it has not ended in order, and
+    /// was not killed before that process began.
     pub(super) fn newest_goes_on(&self) -> bool {
         let newest = self.runs.values().max_by_key(|run| run.last_seq);
-        newest.is_some_and(|run| run.clean_seq.is_none())
+        newest.is_some_and(|run| run.clean_seq.is_none() && !run.is_stalled())
     }
 
     /// What is wrong with them, and what they themselves say. `identity` is the hash of
@@ -138,7 +146,7 @@ impl Runs {
                     run.last_place
                 ));
             } else if report.in_use {
-                if run.capture_written_at.is_some_and(|at| now() - at > STALLED) {
+                if run.is_stalled() {
                     let what = format!(
                         "a process holds the store, but run {id} has written no line since {at}: \
                          its sensor hangs, or the end was cut off and somebody else holds the lock"

@@ -243,6 +243,93 @@ fn a_frame_that_rules_itself_out_must_be_what_was_recorded() {
     lab.must(0, "put back");
 }
 
+/// Changes one line of the ledger, which keeps the signature that it had.
+fn forge(lab: &Lab, number: usize, change: impl FnOnce(&str) -> String) -> String {
+    let path = lab.files("ndjson").remove(0);
+    let honest = fs::read_to_string(&path).expect("the ledger");
+    let mut lines: Vec<String> = honest.lines().map(str::to_owned).collect();
+    lines[number] = change(&lines[number]);
+    fs::write(&path, lines.join("\n") + "\n").expect("written");
+    honest
+}
+
+fn restore(lab: &Lab, ledger: &str) {
+    fs::write(lab.files("ndjson").remove(0), ledger).expect("put back");
+}
+
+#[test]
+fn a_forged_note_about_a_file_is_not_believed_wherever_it_stands() {
+    let mut lab = Lab::new();
+    lab.sensor.session(open("192.0.2.7"), &[(0, minute(9)), (0, minute(10))]);
+    lab.minutes(0, 15, false);
+    lab.sensor.seal_sessions();
+    lab.minutes(15, 45, true);
+    lab.must(3, "untouched");
+    let file = lab.files("parquet").remove(0);
+    let honest = fs::read(&file).expect("the sealed file");
+    let path = file.strip_prefix(&lab.sensor.path).expect("a path").display().to_string();
+    let mut decoy = decoy();
+    decoy.sensor.seal_sessions();
+    let other = fs::read(decoy.files("parquet").remove(0)).expect("another sealed file");
+
+    let note = |note: &str, content: &[u8]| {
+        let (bytes, hash) = (content.len(), blake3::hash(content));
+        // Times that no window overlaps: nobody would say that sessions were retired.
+        format!(
+            r#""notes":[{{"note":"{note}","path":"{path}","bytes":{bytes},"blake3":"{hash}","items":1,"first_ts":"{}","last_ts":"{}"}}]"#,
+            "2007-02-02T07:00:00Z", "2007-02-02T06:00:00Z"
+        )
+    };
+    // Before the window, between it and the true note, and behind both.
+    for number in [1, 12, 22, 40] {
+        for (kind, content) in [("retired", None), ("sealed", Some(&other))] {
+            let forged = note(kind, content.unwrap_or(&honest));
+            let ledger = forge(&lab, number, |line| {
+                assert!(!line.contains(r#""notes":["#), "{line}");
+                let (begin, end) = line.split_once(r#","sig""#).expect("a signature");
+                let line = format!(r#"{begin},{forged},"sig"{end}"#);
+                serde_json::from_str::<LedgerLine>(&line).expect("a line like any other");
+                line
+            });
+            match content {
+                Some(content) => fs::write(&file, content).expect("exchanged"),
+                None => fs::remove_file(&file).expect("removed"),
+            }
+            lab.must(4, &format!("a forged {kind} in line {number}"));
+            restore(&lab, &ledger);
+            fs::write(&file, &honest).expect("put back");
+        }
+    }
+    lab.must(3, "put back");
+}
+
+#[test]
+fn what_a_later_line_told_of_the_window_cannot_be_taken_out_unnoticed() {
+    let mut lab = Lab::new();
+    lab.minutes(0, 60, true);
+    lab.must(0, "untouched");
+    for number in [19, 25, 31, 40, 59] {
+        let ledger =
+            forge(&lab, number, |line| line.replacen(r#""seen":10,"#, r#""seen":10, "#, 1));
+        lab.must(4, &format!("line {number} changed"));
+        restore(&lab, &ledger);
+    }
+    // What broke before the window is no matter, however much of it there is; but not all of it
+    // is told one by one then.
+    let ledger = forge(&lab, 2, |line| line.replacen(r#""seen":10,"#, r#""seen":10, "#, 1));
+    lab.must(0, "a line before the window changed");
+    restore(&lab, &ledger);
+    let many = |line: &str| {
+        let forged = line.replacen(r#""seen":10,"#, r#""seen":10, "#, 1);
+        [vec![forged; 1100], vec![line.to_owned()]].concat().join("\n")
+    };
+    let ledger = forge(&lab, 0, many);
+    forge(&lab, 1124, |line| line.replacen(r#""seen":10,"#, r#""seen":10, "#, 1));
+    lab.must(4, "more breaks than are told");
+    restore(&lab, &ledger);
+    lab.must(0, "put back");
+}
+
 #[test]
 fn a_store_that_names_no_key_proves_nothing() {
     let mut lab = Lab::new();

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use capture_flow::time::Nanos;
 
-use crate::key::PublicKey;
+use crate::key::{Domain, PublicKey};
 use crate::layout;
+use crate::signed::{self, Signature};
 use crate::store::Store;
 
 use super::chain::{Chain, ChainFold, Place};
@@ -32,8 +33,9 @@ pub struct Damage {
 pub struct LedgerRead {
     /// Lines whose interval overlaps the window, in the order of the chain.
     pub lines: Vec<LedgerLine>,
-    /// Notes of other lines in the same day files.
-    pub other_notes: Vec<Note>,
+    /// The notes of lines before the window in the same day file, by their line's place in the
+    /// chain, as far as those lines' own signatures hold. [`read_chained`] alone looks for them.
+    pub notes_before: Vec<(u64, Vec<Note>)>,
     /// What could not be read.
     pub damage: Vec<Damage>,
 }
@@ -45,8 +47,9 @@ pub struct LedgerRead {
 pub fn read(store: &Store, from: Nanos, to: Nanos) -> io::Result<LedgerRead> {
     let days = Days::of(store, from, to)?;
     let mut read = LedgerRead::default();
+    let wanted = Wanted { from, to, notes: None };
     for path in &days.within {
-        read_day(path, from, to, &mut read, None)?;
+        read_day(path, wanted, &mut read, None)?;
     }
     read.lines.sort_by_key(|line| line.seq);
     Ok(read)
@@ -71,18 +74,21 @@ pub fn read_chained(
     let key = key.copied().or_else(|| store.identity().public_key());
     let mut fold = ChainFold::new(key);
     let mut read = LedgerRead::default();
+    let wanted = Wanted { from, to, notes: Some(key) };
     for path in &days.within {
-        read_day(path, from, to, &mut read, Some(&mut fold))?;
+        read_day(path, wanted, &mut read, Some(&mut fold))?;
     }
     // The chain is in the order of writing, the files in that of dates: after a replay into the
     // past, or a clock that was set back, links lead through other files.
     if fold.has_gaps() {
         let mut others = LedgerRead::default();
         for path in &days.others {
-            read_day(path, Nanos::MAX, Nanos::MIN, &mut others, Some(&mut fold))?;
+            let none = Wanted { from: Nanos::MAX, to: Nanos::MIN, notes: None };
+            read_day(path, none, &mut others, Some(&mut fold))?;
         }
     }
     read.lines.sort_by_key(|line| line.seq);
+    read.notes_before.sort_by_key(|(seq, _)| *seq);
     Ok((read, fold.finish(days.others.is_empty())))
 }
 
@@ -213,28 +219,46 @@ pub fn for_each_line(path: &Path, mut each: impl FnMut(u64, &[u8], bool)) -> io:
     Ok(())
 }
 
-fn read_day(
-    path: &Path,
+/// What is wanted of the lines of a file.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// Those that overlap this time.
     from: Nanos,
     to: Nanos,
+    /// The notes of others, too, if their signatures hold; without a key they need none.
+    notes: Option<Option<PublicKey>>,
+}
+
+impl Wanted {
+    /// Whether a line's notes are wanted although the line is not.
+    fn notes_of(&self, line: &LedgerLine, text: &[u8]) -> bool {
+        let Some(key) = self.notes else { return false };
+        let holds = |key| signed::verify(&key, Domain::LedgerLine, text) == Signature::Valid;
+        !line.notes.is_empty() && !line.overlaps(self.from, self.to) && key.is_none_or(holds)
+    }
+}
+
+fn read_day(
+    path: &Path,
+    wanted: Wanted,
     read: &mut LedgerRead,
     mut fold: Option<&mut ChainFold>,
 ) -> io::Result<()> {
     let mut place = Place { path: path.into(), line: 0 };
     let mut batch = Batch::default();
     let mut take = |batch: &mut Batch| {
-        for (number, parsed) in batch.parse().into_iter().enumerate() {
+        for (number, parsed) in batch.parse(&wanted).into_iter().enumerate() {
             let Some((text, whole)) = batch.line(number) else { break };
             place.line += 1;
             match parsed {
-                Ok((line, hash)) => {
+                Ok(Parsed { line, hash, notes }) => {
                     if let Some(fold) = &mut fold {
                         fold.line(&place, text, hash, &line);
                     }
-                    if line.overlaps(from, to) {
+                    if line.overlaps(wanted.from, wanted.to) {
                         read.lines.push(line);
-                    } else {
-                        read.other_notes.extend(line.notes);
+                    } else if notes {
+                        read.notes_before.push((line.seq, line.notes));
                     }
                 }
                 Err(error) => {
@@ -260,6 +284,14 @@ fn read_day(
     })?;
     take(&mut batch);
     Ok(())
+}
+
+/// A line that was parsed.
+struct Parsed {
+    line: LedgerLine,
+    hash: blake3::Hash,
+    /// Whether its notes are wanted, and not the line.
+    notes: bool,
 }
 
 /// Lines that are parsed together: enough for every core to have something to do, and little memory.
@@ -290,11 +322,13 @@ impl Batch {
         Some((self.text.get(begin.map_or(0, |(end, _)| *end)..end)?, whole))
     }
 
-    /// Every line in order, with its hash.
-    fn parse(&self) -> Vec<serde_json::Result<(LedgerLine, blake3::Hash)>> {
+    /// Every line in order.
+    fn parse(&self, wanted: &Wanted) -> Vec<serde_json::Result<Parsed>> {
         let parsed = |number: usize| {
             let text = self.line(number).map_or(&[][..], |(text, _)| text);
-            Ok((parse(text)?, blake3::hash(text)))
+            let line = parse(text)?;
+            let notes = wanted.notes_of(&line, text);
+            Ok(Parsed { line, hash: blake3::hash(text), notes })
         };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let each = self.ends.len().div_ceil(threads).max(LEAST_LINES);

@@ -118,9 +118,9 @@ impl Vouched {
         vouched
     }
 
-    /// What a read ledger says about files, its lines from `read_from` on, and what the lines of
-    /// the days before that say, from `from` on. Of those the signatures alone are looked at, not
-    /// the chain.
+    /// What a ledger says about files that was read ([`super::read_chained`]) from `read_from` on,
+    /// and what the lines of the days before that say, from `from` on. Of lines before `read_from`
+    /// the signatures alone are looked at, not the chain.
     ///
     /// # Errors
     /// The ledger cannot be read.
@@ -132,8 +132,15 @@ impl Vouched {
         read_from: Nanos,
     ) -> io::Result<Self> {
         let mut vouched = Self::in_files(&day_files_before(store, from, read_from)?, key)?;
-        vouched.add(&read.other_notes);
-        read.lines.iter().for_each(|line| vouched.add_line(line));
+        // In the order of the chain, for the first word about a file counts.
+        let mut before = read.notes_before.iter().peekable();
+        for line in &read.lines {
+            while let Some((_, notes)) = before.next_if(|(seq, _)| *seq < line.seq) {
+                vouched.add(notes);
+            }
+            vouched.add_line(line);
+        }
+        before.for_each(|(_, notes)| vouched.add(notes));
         Ok(vouched)
     }
 

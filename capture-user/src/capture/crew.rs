@@ -125,6 +125,7 @@ impl Crew {
             sources: sources_out,
             taker: Arc::clone(&self.taker),
             bell: Arc::clone(&bell),
+            blind: Arc::clone(&run.blind),
         };
         let work = move || {
             if let Err(error) = pin(core) {

@@ -30,6 +30,16 @@ const LEAST_PLACES: u32 = 64;
 /// What ails an interface.
 type Ailments = BTreeMap<Subject, Ail>;
 
+/// Says what ails an interface, since `from` at the latest.
+fn begin(blindness: &Blindness, ails: &Ailments, from: Nanos) {
+    for (subject, Ail { detail, since }) in ails {
+        let from = since.map_or(from, |since| from.min(since));
+        if blindness.begin(subject.clone(), from, detail) {
+            warn!("blind: {subject}{}{detail}", if detail.is_empty() { "" } else { ", " });
+        }
+    }
+}
+
 /// What is known of something that ails an interface.
 #[derive(Clone, Debug)]
 pub(super) struct Ail {
@@ -270,12 +280,17 @@ impl Captured {
     }
 
     /// Looks at the interface: says what ails it, mends what can be mended if it is to, and says
-    /// what is well again.
-    pub(super) fn look(&mut self, heal: bool, blindness: &Blindness, tools: &mut Tools<'_>) {
+    /// what is well again. False if it could not be looked at.
+    pub(super) fn look(
+        &mut self,
+        heal: bool,
+        blindness: &Blindness,
+        tools: &mut Tools<'_>,
+    ) -> bool {
         let begun = clock();
         let Ok(found) = self.find() else {
             // Nothing is known now: the next look tells, as from the last one that could be had.
-            return;
+            return false;
         };
         let removed = std::mem::take(&mut self.was_removed);
         let same = |own: &&Link| !removed && found.as_ref().is_some_and(|found| found.is(own));
@@ -293,6 +308,8 @@ impl Captured {
             self.promiscuous = None;
         }
         let before = self.diagnose(found.as_ref());
+        // Mending can take seconds, and the ledger is not to be without it so long.
+        self.tell_begun(blindness, &before, flapped);
         let mut after = before.clone();
         if heal
             && let Some(link) = &found
@@ -306,13 +323,14 @@ impl Captured {
                 self.link = Some(link);
             }
         }
-        self.tell(blindness, before, after, flapped);
+        self.tell_ended(blindness, before, after);
         tools.kernel.saw(self.number, self.link.as_ref());
         self.looked_at = begun;
+        true
     }
 
-    /// Says what was found at this look, before and after mending.
-    fn tell(&mut self, blindness: &Blindness, before: Ailments, after: Ailments, flapped: bool) {
+    /// Says what was found at this look.
+    fn tell_begun(&self, blindness: &Blindness, before: &Ailments, flapped: bool) {
         let to = clock();
         // The clock may have been set back.
         let from = self.looked_at.min(to);
@@ -323,13 +341,12 @@ impl Captured {
             warn!("blind for a moment: {down}");
             blindness.was(down, from, to, "it went down and came back");
         }
-        let begin = |(subject, Ail { detail, since }): (&Subject, &Ail)| {
-            let from = since.map_or(from, |since| from.min(since));
-            if blindness.begin(subject.clone(), from, detail) {
-                warn!("blind: {subject}{}{detail}", if detail.is_empty() { "" } else { ", " });
-            }
-        };
-        before.iter().for_each(begin);
+        begin(blindness, before, from);
+    }
+
+    /// Says what of it is over, and what mending left behind.
+    fn tell_ended(&mut self, blindness: &Blindness, before: Ailments, after: Ailments) {
+        let to = clock();
         let ailed: BTreeSet<Subject> =
             before.into_keys().chain(self.ails.iter().cloned()).collect();
         for subject in ailed {
@@ -337,8 +354,7 @@ impl Captured {
                 info!("sees again: {subject}");
             }
         }
-        // What mending left behind.
-        after.iter().for_each(begin);
+        begin(blindness, &after, self.looked_at.min(to));
         self.ails = after.into_keys().collect();
     }
 

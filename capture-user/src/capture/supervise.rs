@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use capture_flow::time::Nanos;
 use capture_store::ledger::{BlindCause, Note};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT};
@@ -52,6 +53,8 @@ pub(super) struct Supervisor {
     looked: Option<Instant>,
     /// Workers that ended although nobody told them, and whose queues nobody else has yet.
     ended: Vec<u16>,
+    /// Events that were heard, and whose blind times are not all begun yet.
+    heard: usize,
 }
 
 impl Supervisor {
@@ -64,8 +67,8 @@ impl Supervisor {
         flush: FlushThread,
         started: Instant,
     ) -> Self {
-        let (made, looked, ended) = (None, None, Vec::new());
-        Self { interfaces, crew, kernel, made, watch, flush, started, looked, ended }
+        let (made, looked, ended, heard) = (None, None, Vec::new(), 0);
+        Self { interfaces, crew, kernel, made, watch, flush, started, looked, ended, heard }
     }
 
     /// The same, where frames are made instead of captured.
@@ -119,6 +122,7 @@ impl Supervisor {
         // XDP first, then the workers drain what already lies in the rings: at the end every
         // frame that the program steered is either received or lost, and counted as such.
         self.flush.announce_end(clock());
+        self.look_a_last_time(config, run);
         let lasted = self.started.elapsed();
         self.made.iter().for_each(MadeQueues::end);
         self.interfaces.iter().for_each(Captured::detach);
@@ -131,6 +135,7 @@ impl Supervisor {
             std::thread::sleep(DRAINING);
         }
         let in_order = self.hear(run) && !self.crew.left_open();
+        run.blind.took_news(std::mem::take(&mut self.heard));
         healthy &= in_order;
         status.clear();
         healthy &= !preparer.stop();
@@ -174,6 +179,7 @@ impl Supervisor {
     /// reason to or it is time, and mends what can be mended. False if something went wrong that
     /// an operator must see to.
     fn look(&mut self, config: &CaptureConfig, run: &Run) -> bool {
+        let begun = clock();
         let mut due = self.looked.is_none_or(|at| at.elapsed() >= LOOK);
         let interfaces = &mut self.interfaces;
         self.watch.changes(|change| match change {
@@ -198,9 +204,9 @@ impl Supervisor {
         }
         self.looked = Some(Instant::now());
         let fine = self.hear(run);
-        let mut tools = Tools { config, crew: &mut self.crew, kernel: &self.kernel };
-        for captured in &mut self.interfaces {
-            captured.look(config.heal, &run.blind, &mut tools);
+        if self.look_at_interfaces(config.heal, config, run) {
+            run.blind.notice_through(begun);
+            run.blind.took_news(std::mem::take(&mut self.heard));
         }
         // Others have taken its queues over.
         if self.interfaces.iter().all(Captured::is_served) {
@@ -211,10 +217,29 @@ impl Supervisor {
         fine
     }
 
+    /// Looks at every interface. False if one of them could not be looked at.
+    fn look_at_interfaces(&mut self, heal: bool, config: &CaptureConfig, run: &Run) -> bool {
+        let mut tools = Tools { config, crew: &mut self.crew, kernel: &self.kernel };
+        let mut all = true;
+        for captured in &mut self.interfaces {
+            all &= captured.look(heal, &run.blind, &mut tools);
+        }
+        all
+    }
+
+    /// The end is announced: what had blinded the sensor until then is noticed, and nothing is
+    /// mended any more.
+    fn look_a_last_time(&mut self, config: &CaptureConfig, run: &Run) {
+        if self.look_at_interfaces(false, config, run) {
+            run.blind.notice_through(Nanos::MAX);
+        }
+    }
+
     /// Hears what workers told, and notices those that ended although nobody told them; false if
     /// there are any.
     fn hear(&mut self, run: &Run) -> bool {
         for event in self.crew.events() {
+            self.heard += 1;
             match event {
                 Event::SourceEnded { worker, place, since, error } => {
                     let failure = match &error {

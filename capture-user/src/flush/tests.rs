@@ -97,6 +97,33 @@ fn a_promise_that_a_worker_takes_back_is_not_kept_up() {
 }
 
 #[test]
+fn what_may_have_blinded_the_sensor_without_being_noticed_is_not_promised() {
+    let mut bench = bench(1);
+    let blind = Arc::clone(&bench.run.flush.blind);
+    let mut close = |at: i64, complete: i64| {
+        bench.worker(0, complete, 0);
+        bench.run.flush.totals.rows.fetch_add(1, Ordering::Relaxed);
+        bench.run.close(Nanos(at * SECOND), false, false);
+        bench.lines().last().and_then(|line| line.complete_through).map(|at| at.0 / SECOND)
+    };
+    blind.expect_news();
+    assert_eq!(close(50, 45), None, "nothing was promised before");
+    blind.took_news(1);
+    // Nobody looks: a replay.
+    assert_eq!(close(100, 90), Some(90));
+    blind.notice_through(Nanos(92 * SECOND));
+    assert_eq!(close(102, 95), Some(92), "the last look");
+    // A worker goes on after something that it has sent news of.
+    blind.expect_news();
+    blind.notice_through(Nanos(103 * SECOND));
+    assert_eq!(close(104, 104), Some(92));
+    blind.took_news(1);
+    assert_eq!(close(106, 105), Some(103));
+    blind.notice_through(Nanos::MAX);
+    assert_eq!(close(108, 107), Some(107));
+}
+
+#[test]
 fn a_worker_that_has_ended_keeps_nobody_waiting() {
     let mut bench = bench(2);
     bench.worker(0, 30, 0);
