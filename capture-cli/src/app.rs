@@ -446,12 +446,13 @@ fn coverage(args: &CoverageArgs, before: &[PathBuf], clock: &Clock) -> anyhow::R
 fn of_store(store: &Store, window: Window, now: Nanos) -> anyhow::Result<Coverage> {
     let at = AskedAt::of(store, now);
     // To the ledger's end: what is written later tells about times before.
-    let (read, chain) = ledger::read_chained(store, None, window.start(), Nanos::MAX)
-        .with_context(|| {
+    let from = window.start();
+    let (read, chain) =
+        ledger::read_chained(store, None, from, from, Nanos::MAX).with_context(|| {
             format!("cannot read the ledger of {}", store.layout().root().display())
         })?;
     let mut coverage = Coverage::of(&store.identity().sensor, &read, window, at);
-    coverage.add_chain(&chain, &read);
+    coverage.add_chain(&chain);
     Ok(coverage)
 }
 

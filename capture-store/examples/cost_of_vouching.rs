@@ -50,7 +50,7 @@ fn measure(dir: &std::path::Path) -> Result<(), Box<dyn Error>> {
     let plain = read(store.store(), Nanos::MIN, Nanos::MAX)?.lines.len();
     let plain = (plain, begun.elapsed());
     let begun = Instant::now();
-    let (chained, chain) = read_chained(store.store(), None, Nanos::MIN, Nanos::MAX)?;
+    let (chained, chain) = read_chained(store.store(), None, Nanos::MIN, Nanos::MIN, Nanos::MAX)?;
     let chained = (chained.lines.len(), begun.elapsed());
 
     println!("a line of {} bytes, two interfaces with two queues each", bytes / u64::from(LINES));

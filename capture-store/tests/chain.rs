@@ -40,7 +40,7 @@ fn written(dir: &Path) -> (Store, Vec<PathBuf>) {
 }
 
 fn chain(store: &Store, from: i64) -> Chain {
-    read_chained(store, None, Nanos(from), Nanos::MAX).unwrap().1
+    read_chained(store, None, Nanos(from), Nanos(from), Nanos::MAX).unwrap().1
 }
 
 fn lines(path: &Path) -> Vec<String> {
@@ -115,7 +115,8 @@ fn a_forgery_by_another_key_and_lines_without_signature_are_known() {
     let dir = tempfile::tempdir().unwrap();
     let (store, files) = written(dir.path());
     let other = SecretKey::ephemeral().unwrap().public();
-    let (_, chain) = read_chained(&store, Some(&other), Nanos::MIN, Nanos::MAX).unwrap();
+    let (_, chain) =
+        read_chained(&store, Some(&other), Nanos::MIN, Nanos::MIN, Nanos::MAX).unwrap();
     assert!(chain.breaks.iter().any(|found| found.kind == BreakKind::Signature));
     assert_eq!(chain.head.unwrap().signature, Signature::Wrong);
 

@@ -184,6 +184,7 @@ impl Blindness {
 
     /// The machine's clock was set back to `now`: nothing has begun or ended later.
     pub fn clock_was_set_back(&self, now: Nanos) {
+        self.noticed_through.fetch_min(now.0, Ordering::AcqRel);
         for (_, span) in self.spans().by_number.values_mut() {
             span.from = span.from.min(now);
             span.to = span.to.map(|to| to.min(now));

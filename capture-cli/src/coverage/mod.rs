@@ -126,20 +126,21 @@ impl Coverage {
         self.gaps.sort_by_key(|gap| (gap.from, gap.to, gap.reason));
     }
 
-    /// Adds the times of which nothing is certain because the chain of a ledger that was read does
-    /// not hold. What is written later tells about times before (a recovery, a retirement, a file
-    /// that was altered): a break behind the first line read leaves all of the window open, and so
-    /// do more breaks than are told one by one.
-    pub fn add_chain(&mut self, chain: &Chain, read: &LedgerRead) {
-        let first = read.lines.iter().map(|line| line.seq).min().unwrap_or(0);
-        let window = self.window.unwrap_or((Nanos::MIN, Nanos::MAX));
-        for broken in &chain.breaks {
+    /// Leaves all of the window open if the chain of a ledger that was read does not hold. What is
+    /// written later tells about times before (a recovery, a retirement, a file that was altered),
+    /// and what was written before names the files that must be there: no line can be missed.
+    pub fn add_chain(&mut self, chain: &Chain) {
+        /// Breaks that are told one by one.
+        const TOLD: usize = 16;
+        let Some(window) = self.window else { return };
+        for broken in chain.breaks.iter().take(TOLD) {
             let detail = format!("{}: {}", broken.place, broken.why);
-            let span = if broken.seq >= first { window } else { (broken.from, broken.to) };
-            self.add(span, Reason::ChainBroken, detail);
+            self.add(window, Reason::ChainBroken, detail);
         }
-        if chain.more_breaks > 0 {
-            self.add(window, Reason::ChainBroken, format!("{} more", chain.more_breaks));
+        let more = chain.breaks.len().saturating_sub(TOLD) as u64;
+        let more = more.saturating_add(chain.more_breaks);
+        if more > 0 {
+            self.add(window, Reason::ChainBroken, format!("{more} more"));
         }
     }
 

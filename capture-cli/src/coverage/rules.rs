@@ -33,7 +33,7 @@ const NIC_LAG: NanosDelta = NanosDelta::from_secs(2);
 const WRITING: NanosDelta = NanosDelta::from_secs(60);
 
 pub(super) fn coverage(sensor: &str, read: &LedgerRead, window: Window, at: AskedAt) -> Coverage {
-    let LedgerRead { lines, damage, .. } = read;
+    let LedgerRead { lines, damage, other_notes } = read;
     let mut coverage = Coverage { sensor: sensor.to_owned(), ..Coverage::default() };
     let first = lines.iter().map(|line| line.from).min();
     let last = lines.iter().map(|line| line.to).max();
@@ -51,7 +51,11 @@ pub(super) fn coverage(sensor: &str, read: &LedgerRead, window: Window, at: Aske
             coverage.lines += 1;
             count(line, &mut coverage);
         }
-        of_notes(line, &mut gaps, &mut coverage);
+        of_notes(&line.notes, &mut gaps, &mut coverage);
+    }
+    // A clock that was set back can have made a line of later earlier than the window.
+    for (_, notes) in other_notes {
+        of_notes(notes, &mut gaps, &mut coverage);
     }
     let runs = runs(lines);
     for run in &runs {
@@ -258,8 +262,8 @@ fn of_workers(line: &LedgerLine, span: (Nanos, Nanos), gaps: &mut Gaps<'_>) {
 }
 
 /// What a line says about other times.
-fn of_notes(line: &LedgerLine, gaps: &mut Gaps<'_>, coverage: &mut Coverage) {
-    for note in &line.notes {
+fn of_notes(notes: &[Note], gaps: &mut Gaps<'_>, coverage: &mut Coverage) {
+    for note in notes {
         of_recovery(note, gaps);
         let Note::Retired(file) = note else { continue };
         if file.first_ts > file.last_ts {

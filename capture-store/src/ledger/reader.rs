@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use capture_flow::time::Nanos;
 
-use crate::key::{Domain, PublicKey};
+use crate::key::PublicKey;
 use crate::layout;
-use crate::signed::{self, Signature};
 use crate::store::Store;
 
 use super::chain::{Chain, ChainFold, Place};
@@ -33,9 +32,9 @@ pub struct Damage {
 pub struct LedgerRead {
     /// Lines whose interval overlaps the window, in the order of the chain.
     pub lines: Vec<LedgerLine>,
-    /// The notes of lines before the window in the same day file, by their line's place in the
-    /// chain, as far as those lines' own signatures hold. [`read_chained`] alone looks for them.
-    pub notes_before: Vec<(u64, Vec<Note>)>,
+    /// The notes of other lines that were read for the chain, by their line's place in it.
+    /// [`read_chained`] alone looks for them, and they are worth as much as the chain.
+    pub other_notes: Vec<(u64, Vec<Note>)>,
     /// What could not be read.
     pub damage: Vec<Damage>,
 }
@@ -47,7 +46,7 @@ pub struct LedgerRead {
 pub fn read(store: &Store, from: Nanos, to: Nanos) -> io::Result<LedgerRead> {
     let days = Days::of(store, from, to)?;
     let mut read = LedgerRead::default();
-    let wanted = Wanted { from, to, notes: None };
+    let wanted = Wanted { from, to, other_notes: false };
     for path in &days.within {
         read_day(path, wanted, &mut read, None)?;
     }
@@ -55,9 +54,10 @@ pub fn read(store: &Store, from: Nanos, to: Nanos) -> io::Result<LedgerRead> {
     Ok(read)
 }
 
-/// The same, and whether the lines hold together: every link from the first line read to the last,
-/// the signature of the last one, and of the last one of every run before. A line whose links
-/// hold up to a signed one is vouched for by that signature.
+/// The same, and whether the lines hold together: every link from the first line of the day of
+/// `chained_from` to the last line read, the signature of that one, and of the last one of every run
+/// before. A line whose links hold up to a signed one is vouched for by that signature. Lines from
+/// `chained_from` on cannot be missing unnoticed.
 ///
 /// `key` is the key to trust; `None` takes the one that the store names, and a store without a key
 /// is looked at for its links alone.
@@ -67,29 +67,33 @@ pub fn read(store: &Store, from: Nanos, to: Nanos) -> io::Result<LedgerRead> {
 pub fn read_chained(
     store: &Store,
     key: Option<&PublicKey>,
+    chained_from: Nanos,
     from: Nanos,
     to: Nanos,
 ) -> io::Result<(LedgerRead, Chain)> {
-    let days = Days::of(store, from, to)?;
+    let days = Days::of(store, chained_from.min(from), to)?;
     let key = key.copied().or_else(|| store.identity().public_key());
     let mut fold = ChainFold::new(key);
     let mut read = LedgerRead::default();
-    let wanted = Wanted { from, to, notes: Some(key) };
+    let wanted = Wanted { from, to, other_notes: true };
     for path in &days.within {
         read_day(path, wanted, &mut read, Some(&mut fold))?;
     }
     // The chain is in the order of writing, the files in that of dates: after a replay into the
-    // past, or a clock that was set back, links lead through other files.
-    if fold.has_gaps() {
+    // past, or a clock that was set back, links lead through other files. And what was cut off in
+    // front can show only against what is before it.
+    let all = days.others.is_empty() || fold.has_gaps() || fold.begins_behind(chained_from);
+    if all {
         let mut others = LedgerRead::default();
+        let wanted = Wanted { from: Nanos::MAX, to: Nanos::MIN, other_notes: true };
         for path in &days.others {
-            let none = Wanted { from: Nanos::MAX, to: Nanos::MIN, notes: None };
-            read_day(path, none, &mut others, Some(&mut fold))?;
+            read_day(path, wanted, &mut others, Some(&mut fold))?;
         }
+        read.other_notes.append(&mut others.other_notes);
     }
     read.lines.sort_by_key(|line| line.seq);
-    read.notes_before.sort_by_key(|(seq, _)| *seq);
-    Ok((read, fold.finish(days.others.is_empty())))
+    read.other_notes.sort_by_key(|(seq, _)| *seq);
+    Ok((read, fold.finish(all)))
 }
 
 /// The day files of a ledger.
@@ -140,22 +144,6 @@ pub fn day_files(store: &Store) -> io::Result<Vec<PathBuf>> {
 /// The directory cannot be read.
 pub(super) fn day_files_of(store: &Store, from: Nanos, to: Nanos) -> io::Result<Vec<PathBuf>> {
     Ok(Days::of(store, from, to)?.within)
-}
-
-/// Those of the days from one moment on that [`read_chained`] leaves out if it is asked for lines
-/// from another on.
-///
-/// # Errors
-/// The directory cannot be read.
-pub(super) fn day_files_before(
-    store: &Store,
-    from: Nanos,
-    read: Nanos,
-) -> io::Result<Vec<PathBuf>> {
-    let mut days = day_files_of(store, from, Nanos::MAX)?;
-    let read = day_files_of(store, read, Nanos::MAX)?;
-    days.retain(|day| !read.contains(day));
-    Ok(days)
 }
 
 /// What the ledger said when a file (by its path within the store) was sealed: the last word,
@@ -225,17 +213,8 @@ struct Wanted {
     /// Those that overlap this time.
     from: Nanos,
     to: Nanos,
-    /// The notes of others, too, if their signatures hold; without a key they need none.
-    notes: Option<Option<PublicKey>>,
-}
-
-impl Wanted {
-    /// Whether a line's notes are wanted although the line is not.
-    fn notes_of(&self, line: &LedgerLine, text: &[u8]) -> bool {
-        let Some(key) = self.notes else { return false };
-        let holds = |key| signed::verify(&key, Domain::LedgerLine, text) == Signature::Valid;
-        !line.notes.is_empty() && !line.overlaps(self.from, self.to) && key.is_none_or(holds)
-    }
+    /// And the notes of all others.
+    other_notes: bool,
 }
 
 fn read_day(
@@ -247,18 +226,18 @@ fn read_day(
     let mut place = Place { path: path.into(), line: 0 };
     let mut batch = Batch::default();
     let mut take = |batch: &mut Batch| {
-        for (number, parsed) in batch.parse(&wanted).into_iter().enumerate() {
+        for (number, parsed) in batch.parse().into_iter().enumerate() {
             let Some((text, whole)) = batch.line(number) else { break };
             place.line += 1;
             match parsed {
-                Ok(Parsed { line, hash, notes }) => {
+                Ok((line, hash)) => {
                     if let Some(fold) = &mut fold {
                         fold.line(&place, text, hash, &line);
                     }
                     if line.overlaps(wanted.from, wanted.to) {
                         read.lines.push(line);
-                    } else if notes {
-                        read.notes_before.push((line.seq, line.notes));
+                    } else if wanted.other_notes && !line.notes.is_empty() {
+                        read.other_notes.push((line.seq, line.notes));
                     }
                 }
                 Err(error) => {
@@ -284,14 +263,6 @@ fn read_day(
     })?;
     take(&mut batch);
     Ok(())
-}
-
-/// A line that was parsed.
-struct Parsed {
-    line: LedgerLine,
-    hash: blake3::Hash,
-    /// Whether its notes are wanted, and not the line.
-    notes: bool,
 }
 
 /// Lines that are parsed together: enough for every core to have something to do, and little memory.
@@ -322,13 +293,11 @@ impl Batch {
         Some((self.text.get(begin.map_or(0, |(end, _)| *end)..end)?, whole))
     }
 
-    /// Every line in order.
-    fn parse(&self, wanted: &Wanted) -> Vec<serde_json::Result<Parsed>> {
+    /// Every line in order, with its hash.
+    fn parse(&self) -> Vec<serde_json::Result<(LedgerLine, blake3::Hash)>> {
         let parsed = |number: usize| {
             let text = self.line(number).map_or(&[][..], |(text, _)| text);
-            let line = parse(text)?;
-            let notes = wanted.notes_of(&line, text);
-            Ok(Parsed { line, hash: blake3::hash(text), notes })
+            Ok((parse(text)?, blake3::hash(text)))
         };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let each = self.ends.len().div_ceil(threads).max(LEAST_LINES);

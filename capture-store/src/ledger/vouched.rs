@@ -21,7 +21,7 @@ use crate::store::Store;
 
 use super::line::{Note, OpenTail, SealedFile};
 use super::owed::owed;
-use super::reader::{day_files, day_files_before, day_files_of, for_each_line};
+use super::reader::{day_files, day_files_of, for_each_line};
 
 /// What is read of a file at once.
 const CHUNK: usize = 1 << 20;
@@ -118,30 +118,20 @@ impl Vouched {
         vouched
     }
 
-    /// What a ledger says about files that was read ([`super::read_chained`]) from `read_from` on,
-    /// and what the lines of the days before that say, from `from` on. Of lines before `read_from`
-    /// the signatures alone are looked at, not the chain.
-    ///
-    /// # Errors
-    /// The ledger cannot be read.
-    pub fn reaching_back(
-        read: &super::LedgerRead,
-        store: &Store,
-        key: Option<&PublicKey>,
-        from: Nanos,
-        read_from: Nanos,
-    ) -> io::Result<Self> {
-        let mut vouched = Self::in_files(&day_files_before(store, from, read_from)?, key)?;
+    /// What all lines say that were read for a chain ([`super::read_chained`]).
+    #[must_use]
+    pub fn of_chain(read: &super::LedgerRead) -> Self {
+        let mut vouched = Self::default();
         // In the order of the chain, for the first word about a file counts.
-        let mut before = read.notes_before.iter().peekable();
+        let mut others = read.other_notes.iter().peekable();
         for line in &read.lines {
-            while let Some((_, notes)) = before.next_if(|(seq, _)| *seq < line.seq) {
+            while let Some((_, notes)) = others.next_if(|(seq, _)| *seq < line.seq) {
                 vouched.add(notes);
             }
             vouched.add_line(line);
         }
-        before.for_each(|(_, notes)| vouched.add(notes));
-        Ok(vouched)
+        others.for_each(|(_, notes)| vouched.add(notes));
+        vouched
     }
 
     /// What the lines of day files say about files. Only those with such notes are parsed, and their
@@ -400,7 +390,7 @@ pub fn check_files<'a>(
 /// that may be trusted ([`FilesCheck::trusted`]); whoever takes rows from elsewhere, too, must not
 /// let them hide any of these.
 ///
-/// `vouched` is made of the lines of that time and all behind it ([`Vouched::reaching_back`] adds those of
+/// `vouched` is made of the lines of that time and all behind it ([`Vouched::of_chain`] has those of
 /// older files). A file that no line names may have been sealed just now: then the sensor has
 /// signed that it owes the ledger the note.
 ///

@@ -86,6 +86,8 @@ pub(super) struct Captured {
     ails: BTreeSet<Subject>,
     /// When mending may be tried again, and why it did not work.
     failure: Option<(Instant, String)>,
+    /// Whether looking failed and that was said.
+    cannot_look: bool,
 }
 
 /// What an interface is taken and mended with.
@@ -147,6 +149,7 @@ impl Captured {
             has_new_queues: false,
             ails: BTreeSet::new(),
             failure: None,
+            cannot_look: false,
         })
     }
 
@@ -288,10 +291,21 @@ impl Captured {
         tools: &mut Tools<'_>,
     ) -> bool {
         let begun = clock();
-        let Ok(found) = self.find() else {
-            // Nothing is known now: the next look tells, as from the last one that could be had.
-            return false;
+        let found = match self.find() {
+            Ok(found) => found,
+            Err(error) => {
+                // Nothing is known now: the next look tells, as from the last one that could be had.
+                if !std::mem::replace(&mut self.cannot_look, true) {
+                    warn!(
+                        "{} cannot be looked at, nothing is promised: {}",
+                        self.name,
+                        chain(&error)
+                    );
+                }
+                return false;
+            }
         };
+        self.cannot_look = false;
         let removed = std::mem::take(&mut self.was_removed);
         let same = |own: &&Link| !removed && found.as_ref().is_some_and(|found| found.is(own));
         let known = self.link.as_ref().filter(same);

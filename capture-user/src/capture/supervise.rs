@@ -122,7 +122,7 @@ impl Supervisor {
         // XDP first, then the workers drain what already lies in the rings: at the end every
         // frame that the program steered is either received or lost, and counted as such.
         self.flush.announce_end(clock());
-        self.look_a_last_time(config, run);
+        let mut in_order = self.look_a_last_time(config, run);
         let lasted = self.started.elapsed();
         self.made.iter().for_each(MadeQueues::end);
         self.interfaces.iter().for_each(Captured::detach);
@@ -134,7 +134,7 @@ impl Supervisor {
             }
             std::thread::sleep(DRAINING);
         }
-        let in_order = self.hear(run) && !self.crew.left_open();
+        in_order &= self.hear(run) && !self.crew.left_open();
         run.blind.took_news(std::mem::take(&mut self.heard));
         healthy &= in_order;
         status.clear();
@@ -205,7 +205,8 @@ impl Supervisor {
         self.looked = Some(Instant::now());
         let fine = self.hear(run);
         if self.look_at_interfaces(config.heal, config, run) {
-            run.blind.notice_through(begun);
+            // The clock may have been set back meanwhile.
+            run.blind.notice_through(begun.min(clock()));
             run.blind.took_news(std::mem::take(&mut self.heard));
         }
         // Others have taken its queues over.
@@ -228,11 +229,16 @@ impl Supervisor {
     }
 
     /// The end is announced: what had blinded the sensor until then is noticed, and nothing is
-    /// mended any more.
-    fn look_a_last_time(&mut self, config: &CaptureConfig, run: &Run) {
-        if self.look_at_interfaces(false, config, run) {
+    /// mended any more. False if something went wrong, or could not be looked at: then the end is
+    /// none in order, and no more is promised than before.
+    fn look_a_last_time(&mut self, config: &CaptureConfig, run: &Run) -> bool {
+        let fine = self.hear(run);
+        let looked = self.look_at_interfaces(false, config, run);
+        if looked {
             run.blind.notice_through(Nanos::MAX);
+            run.blind.took_news(std::mem::take(&mut self.heard));
         }
+        fine && looked
     }
 
     /// Hears what workers told, and notices those that ended although nobody told them; false if
