@@ -3,11 +3,12 @@
 
 mod clocks;
 mod end;
+mod thread;
 mod weigh;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, Thread};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -33,6 +34,7 @@ use crate::worker::{ReplayClock, Shared};
 
 use clocks::{Quiet, WallClock};
 pub use end::End;
+pub use thread::FlushThread;
 use weigh::weigh;
 
 /// How often the hand-offs are emptied while a capture runs.
@@ -201,7 +203,7 @@ impl Flush {
                 run.waiting = None;
                 run.flush.blind.clock_was_set_back(now);
             }
-            thread::park_timeout(LOOK);
+            std::thread::park_timeout(LOOK);
         }
     }
 
@@ -226,7 +228,7 @@ impl Flush {
                 run.look(now);
                 return run.finish(now, stop.in_order());
             } else {
-                thread::park_timeout(LOOK);
+                std::thread::park_timeout(LOOK);
             }
         }
     }

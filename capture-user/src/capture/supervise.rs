@@ -22,10 +22,11 @@ use super::made::MadeQueues;
 use crate::blind::Subject;
 use crate::chain;
 use crate::config::CaptureConfig;
+use crate::flush::FlushThread;
 use crate::keeper::{Preparer, Sealer};
 use crate::link::{LinkChange, LinkWatch};
 use crate::live::{Event, clock};
-use crate::run::{FlushThread, Run};
+use crate::run::Run;
 use crate::source::SourceError;
 use crate::status::Status;
 
